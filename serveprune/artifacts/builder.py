@@ -1,0 +1,78 @@
+from collections.abc import Callable
+from dataclasses import dataclass
+from enum import StrEnum
+from pathlib import Path
+from threading import Event
+from typing import Protocol
+
+from pydantic import BaseModel, ConfigDict
+
+from serveprune.config.model import DENSE, ModelConfig
+from serveprune.config.profile import ProfileConfig
+
+
+class BuildRequest(BaseModel):
+    """One artifact to make: the dense graph of a model, or a tier of it. JSON goes to the child process."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    model_name: str
+    model: ModelConfig
+    tier: str = DENSE
+    profile: ProfileConfig | None = None
+
+    @property
+    def is_dense(self) -> bool:
+        """Whether this asks for the imported graph itself."""
+        return self.profile is None
+
+
+@dataclass(frozen=True, slots=True)
+class BuildProgress:
+    """Where a build is; ``fraction`` runs from 0 to 1 over the whole build."""
+
+    stage: str
+    fraction: float
+    message: str = ""
+
+
+class BuildOutcome(StrEnum):
+    """How a build ended."""
+
+    BUILT = "built"
+    CACHED = "cached"
+    REFUSED = "refused"
+    FAILED = "failed"
+
+
+@dataclass(frozen=True, slots=True)
+class BuildResult:
+    """The end of a build.
+
+    Attributes:
+        key: The artifact's key, unless the build failed.
+        reasons: Why the gate refused it or the build failed, one sentence each.
+        bad_input: The build failed because of what it was given, so a retry with the same input is useless.
+        log: The child's full output, kept when the build failed.
+    """
+
+    outcome: BuildOutcome
+    key: str | None = None
+    reasons: tuple[str, ...] = ()
+    seconds: float = 0.0
+    bad_input: bool = False
+    log: Path | None = None
+
+
+class ArtifactBuilder(Protocol):
+    """The seam between the two halves: the serving half asks, the compressing half makes."""
+
+    def build(
+        self, request: BuildRequest, *, on_progress: Callable[[BuildProgress], None], cancelled: Event
+    ) -> BuildResult:
+        """Make the artifact, or find it in the store, and return how that ended; blocks the calling thread.
+
+        Never raises for a build that went wrong: that is a `BuildResult` with outcome FAILED.
+        Setting ``cancelled`` ends the build soon, as FAILED.
+        """
+        ...

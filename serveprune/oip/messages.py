@@ -1,0 +1,89 @@
+"""What the front ends decode into and encode from; nothing here knows HTTP or protobuf."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from enum import StrEnum
+
+from serveprune.oip.tensor import Tensor, TensorSpec
+
+Parameter = bool | int | float | str
+
+
+@dataclass(frozen=True, slots=True)
+class InferenceRequest:
+    """One inference as a client asked for it.
+
+    Attributes:
+        model: Model name as sent, possibly tier-qualified (``minilm@int8``).
+        version: Model version, if the client named one.
+        inputs: Tensors in the order sent.
+        outputs: Names of the wanted outputs; empty for all.
+        parameters: Request parameters as sent, ``tier`` and ``strict_tier`` among them.
+        tier: Tier from the header or metadata ``x-compression-tier``.
+        deadline: Moment on ``time.monotonic()`` after which the caller no longer waits.
+    """
+
+    model: str
+    inputs: tuple[Tensor, ...]
+    version: str | None = None
+    id: str | None = None
+    outputs: tuple[str, ...] = ()
+    parameters: Mapping[str, Parameter] = field(default_factory=dict)
+    tier: str | None = None
+    deadline: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class InferenceResponse:
+    """The answer; ``parameters`` always hold ``tier`` and ``tier_reason``."""
+
+    model: str
+    version: str
+    outputs: tuple[Tensor, ...]
+    tier: str
+    tier_reason: str
+    id: str | None = None
+
+    @property
+    def parameters(self) -> Mapping[str, Parameter]:
+        """Response parameters as they go on the wire."""
+        return {"tier": self.tier, "tier_reason": self.tier_reason}
+
+
+@dataclass(frozen=True, slots=True)
+class ServerMetadata:
+    """Who answers, and which protocol extensions it speaks."""
+
+    name: str
+    version: str
+    extensions: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class ModelMetadata:
+    """What a model or one of its tiers takes and gives."""
+
+    name: str
+    versions: tuple[str, ...]
+    platform: str
+    inputs: tuple[TensorSpec, ...]
+    outputs: tuple[TensorSpec, ...]
+    properties: Mapping[str, str] = field(default_factory=dict)
+
+
+class ModelState(StrEnum):
+    """State of a repository entry, in the words of Triton's repository extension."""
+
+    READY = "READY"
+    LOADING = "LOADING"
+    UNAVAILABLE = "UNAVAILABLE"
+
+
+@dataclass(frozen=True, slots=True)
+class RepositoryEntry:
+    """One line of the repository index."""
+
+    name: str
+    version: str
+    state: ModelState
+    reason: str = ""
