@@ -1,0 +1,163 @@
+"""Every Prometheus series of serveprune, in one table. The reference page is generated from it.
+
+Label values come from the registry or from an enumeration, never from what a client sent.
+"""
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+from prometheus_client import (
+    CollectorRegistry,
+    Counter,
+    Gauge,
+    Histogram,
+    PlatformCollector,
+    ProcessCollector,
+)
+
+_VARIANT = ("model", "version", "tier")
+
+_REQUEST_SECONDS = (
+    0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0,
+)  # fmt: skip
+_BUILD_SECONDS = (1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0, 300.0, 600.0, 1800.0, 3600.0)
+_BATCH_ROWS = (1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0, 128.0, 256.0)
+
+
+@dataclass(frozen=True, slots=True)
+class Metric:
+    """One line of the table."""
+
+    name: str
+    kind: Literal["counter", "gauge", "histogram"]
+    help: str
+    labels: tuple[str, ...] = _VARIANT
+    buckets: tuple[float, ...] = field(default=_REQUEST_SECONDS)
+
+
+REQUESTS = Metric(
+    "serveprune_requests_total",
+    "counter",
+    "Requests answered, by the tier that served them and the status code (OK or an error code).",
+    (*_VARIANT, "code"),
+)
+REJECTED_REQUESTS = Metric(
+    "serveprune_rejected_requests_total",
+    "counter",
+    "Requests refused before a tier was chosen, by status code.",
+    ("code",),
+)
+REQUEST_SECONDS = Metric(
+    "serveprune_request_duration_seconds",
+    "histogram",
+    "Time from a decoded request to its answer: preprocessing, queue and compute.",
+)
+PREPROCESSING_SECONDS = Metric(
+    "serveprune_request_preprocessing_seconds",
+    "histogram",
+    "Time spent turning text or images into tensors; only requests that need it.",
+)
+QUEUE_SECONDS = Metric(
+    "serveprune_request_queue_seconds", "histogram", "Time a request waited for a free executor."
+)
+COMPUTE_SECONDS = Metric(
+    "serveprune_request_compute_seconds", "histogram", "Time the batch that held the request was computed."
+)
+BATCH_ROWS = Metric("serveprune_batch_rows", "histogram", "Rows per computed batch.", buckets=_BATCH_ROWS)
+IN_FLIGHT = Metric(
+    "serveprune_requests_in_flight", "gauge", "Requests admitted and not yet answered.", ("model", "version")
+)
+REQUESTED_TIER = Metric(
+    "serveprune_requested_tier_total", "counter", "Requests by the tier they asked for, or the default tier."
+)
+SERVED_TIER = Metric(
+    "serveprune_served_tier_total",
+    "counter",
+    "Requests by the tier they were routed to and why: requested, default, or a fallback because the wanted tier "
+    "was building, refused or failed.",
+    (*_VARIANT, "reason"),
+)
+TIER_READY = Metric(
+    "serveprune_tier_ready", "gauge", "1 when the tier is loaded, warm and routed to, else 0."
+)
+TIER_QUALITY = Metric(
+    "serveprune_tier_quality",
+    "gauge",
+    "Quality of the tier measured at build on held-out inputs, by metric; agreement metrics compare with dense.",
+    (*_VARIANT, "metric"),
+)
+TIER_SPEEDUP = Metric(
+    "serveprune_tier_speedup_ratio",
+    "gauge",
+    "Dense latency divided by the tier's latency, measured at build.",
+)
+TIER_BYTES = Metric("serveprune_tier_bytes", "gauge", "Size of the tier's graph with its weights.")
+TIER_BATCH_DEVIATION = Metric(
+    "serveprune_tier_batch_deviation_ratio",
+    "gauge",
+    "How far a row's answer moved at worst when its neighbours in the batch changed, measured at build.",
+)
+BUILDS = Metric(
+    "serveprune_builds_total",
+    "counter",
+    "Builds by how they ended: built, cached, refused, failed.",
+    (*_VARIANT, "outcome"),
+)
+BUILD_SECONDS = Metric(
+    "serveprune_build_duration_seconds", "histogram", "Duration of finished builds.", buckets=_BUILD_SECONDS
+)
+BUILD_PROGRESS = Metric(
+    "serveprune_build_progress_ratio", "gauge", "Progress of the running build from 0 to 1; 0 when none runs."
+)
+STORE_EVENTS = Metric(
+    "serveprune_store_events_total",
+    "counter",
+    "What happened in the artifact store: hit, miss, stored, evicted, corrupt.",
+    ("event",),
+)
+STORE_BYTES = Metric("serveprune_store_bytes", "gauge", "Size of all artifacts in the store.", ())
+
+METRICS: tuple[Metric, ...] = tuple(value for value in list(globals().values()) if isinstance(value, Metric))
+"""The whole table, in the order of the module."""
+
+
+class Metrics:
+    """The live series of one server, in a registry of its own. Thread-safe."""
+
+    def __init__(self, registry: CollectorRegistry | None = None) -> None:
+        self.registry = registry or CollectorRegistry()
+        ProcessCollector(registry=self.registry)
+        PlatformCollector(registry=self.registry)
+        self._counters: dict[Metric, Counter] = {}
+        self._gauges: dict[Metric, Gauge] = {}
+        self._histograms: dict[Metric, Histogram] = {}
+        for metric in METRICS:
+            self._declare(metric)
+
+    def _declare(self, metric: Metric) -> None:
+        match metric.kind:
+            case "counter":
+                self._counters[metric] = Counter(
+                    metric.name, metric.help, metric.labels, registry=self.registry
+                )
+            case "gauge":
+                self._gauges[metric] = Gauge(metric.name, metric.help, metric.labels, registry=self.registry)
+            case "histogram":
+                self._histograms[metric] = Histogram(
+                    metric.name, metric.help, metric.labels, registry=self.registry, buckets=metric.buckets
+                )
+
+    def counter(self, metric: Metric, *labels: str) -> Counter:
+        """Return the counter, or its child for these label values in the table's order."""
+        counter = self._counters[metric]
+        return counter.labels(*labels) if labels else counter
+
+    def gauge(self, metric: Metric, *labels: str) -> Gauge:
+        """Return the gauge, or its child for these label values in the table's order."""
+        gauge = self._gauges[metric]
+        return gauge.labels(*labels) if labels else gauge
+
+    def histogram(self, metric: Metric, *labels: str) -> Histogram:
+        """Return the histogram, or its child for these label values in the table's order."""
+        histogram = self._histograms[metric]
+        return histogram.labels(*labels) if labels else histogram
