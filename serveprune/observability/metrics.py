@@ -57,9 +57,7 @@ PREPROCESSING_SECONDS = Metric(
     "histogram",
     "Time spent turning text or images into tensors; only requests that need it.",
 )
-QUEUE_SECONDS = Metric(
-    "serveprune_request_queue_seconds", "histogram", "Time a request waited for a free executor."
-)
+QUEUE_SECONDS = Metric("serveprune_request_queue_seconds", "histogram", "Time a request waited for a free executor.")
 COMPUTE_SECONDS = Metric(
     "serveprune_request_compute_seconds", "histogram", "Time the batch that held the request was computed."
 )
@@ -77,9 +75,7 @@ SERVED_TIER = Metric(
     "was building, refused or failed.",
     (*_VARIANT, "reason"),
 )
-TIER_READY = Metric(
-    "serveprune_tier_ready", "gauge", "1 when the tier is loaded, warm and routed to, else 0."
-)
+TIER_READY = Metric("serveprune_tier_ready", "gauge", "1 when the tier is loaded, warm and routed to, else 0.")
 TIER_QUALITY = Metric(
     "serveprune_tier_quality",
     "gauge",
@@ -137,9 +133,7 @@ class Metrics:
     def _declare(self, metric: Metric) -> None:
         match metric.kind:
             case "counter":
-                self._counters[metric] = Counter(
-                    metric.name, metric.help, metric.labels, registry=self.registry
-                )
+                self._counters[metric] = Counter(metric.name, metric.help, metric.labels, registry=self.registry)
             case "gauge":
                 self._gauges[metric] = Gauge(metric.name, metric.help, metric.labels, registry=self.registry)
             case "histogram":

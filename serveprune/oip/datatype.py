@@ -47,7 +47,7 @@ class Datatype(StrEnum):
         return found
 
     @property
-    def dtype(self) -> np.dtype:  # type: ignore[type-arg]
+    def dtype(self) -> np.dtype:
         """Little-endian numpy dtype; BF16 is held as its uint16 bit pattern, BYTES as objects."""
         return _DTYPES[self]
 
@@ -57,7 +57,7 @@ class Datatype(StrEnum):
         return None if self is Datatype.BYTES else _DTYPES[self].itemsize
 
 
-_DTYPES: dict[Datatype, np.dtype] = {  # type: ignore[type-arg]
+_DTYPES: dict[Datatype, np.dtype] = {
     Datatype.BOOL: np.dtype("?"),
     Datatype.UINT8: np.dtype("u1"),
     Datatype.UINT16: np.dtype("<u2"),
@@ -73,6 +73,4 @@ _DTYPES: dict[Datatype, np.dtype] = {  # type: ignore[type-arg]
     Datatype.BF16: np.dtype("<u2"),
     Datatype.BYTES: np.dtype("O"),
 }
-_OF_DTYPE = {
-    dtype: datatype for datatype, dtype in _DTYPES.items() if datatype not in (Datatype.BF16, Datatype.BYTES)
-}
+_OF_DTYPE = {dtype: datatype for datatype, dtype in _DTYPES.items() if datatype not in (Datatype.BF16, Datatype.BYTES)}
