@@ -1,9 +1,9 @@
 """Train the demo's vision network on Fashion-MNIST and write its files.
 
 Writes `fashion.onnx`, `fashion_evaluation.npz`, `fashion_calibration.npz` and `boot.png`. The network is a
-small residual one, deliberately wider than the task needs, with BatchNormalization left in the graph: folding,
-pruning and quantizing are what the demo shows. Needs torch, onnx, onnxscript, onnxruntime, numpy and pillow;
-a few CPU-minutes.
+small residual one, deliberately wider than the task needs, with BatchNormalization left in the graph:
+folding, pruning and quantizing are what the demo shows. Needs torch, onnx, onnxscript, onnxruntime, numpy
+and pillow; a few CPU-minutes.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ PIXEL_STD = 0.353
 CLASSES = 10
 ANKLE_BOOT = 9
 OPSET = 20
-LARGEST_SHIFT_PIXELS = 2
+LARGEST_SHIFT_PIXELS = 1
 HOW_TO_GET_THE_DATA = (
     "the four idx.gz files of Fashion-MNIST are needed: `apt-get download dataset-fashion-mnist`, then "
     "`dpkg -x dataset-fashion-mnist_*.deb fashion`, then `--data fashion/usr/share/datasets/fashion-mnist`"
@@ -54,9 +54,7 @@ def read_idx(path: Path) -> NDArray[np.uint8]:
     """
     content = gzip.decompress(path.read_bytes())
     if content[:3] != b"\x00\x00\x08":
-        raise ValueError(
-            f"{path}: expected an idx file of unsigned bytes, its first bytes are {content[:4]!r}"
-        )
+        raise ValueError(f"{path}: expected an idx file of unsigned bytes, its first bytes are {content[:4]!r}")
     rank = content[3]
     shape = np.frombuffer(content, dtype=">u4", count=rank, offset=4).tolist()
     return np.frombuffer(content, dtype=np.uint8, offset=4 + 4 * rank).reshape(shape)
@@ -123,7 +121,7 @@ class FashionNetwork(nn.Module):
 
 
 def augment(pixels: Tensor) -> Tensor:
-    """Flip half of the (N, 28, 28) uint8 images left to right and shift each by up to two pixels."""
+    """Flip half of the (N, 28, 28) uint8 images left to right and shift each by up to one pixel."""
     count, height, width = pixels.shape
     flipped = torch.where(torch.rand(count, 1, 1) < 0.5, pixels.flip(2), pixels)
     padded = functional.pad(flipped, (LARGEST_SHIFT_PIXELS,) * 4)
@@ -195,29 +193,21 @@ def export(network: FashionNetwork, path: Path) -> None:
 def predict(session: onnxruntime.InferenceSession, pixels: NDArray[np.uint8]) -> NDArray[np.int64]:
     """Return the most likely class, (N,) int64, of each of the (N, 28, 28) uint8 images."""
     parts = [pixels[start : start + 500] for start in range(0, len(pixels), 500)]
-    return np.concatenate(
-        [session.run(["logits"], {"image": normalise(part)})[0].argmax(axis=1) for part in parts]
-    )
+    return np.concatenate([session.run(["logits"], {"image": normalise(part)})[0].argmax(axis=1) for part in parts])
 
 
 def stratified(labels: NDArray[np.int64], *, count: int, chance: np.random.Generator) -> NDArray[np.int64]:
     """Choose `count` row numbers with the same number of every class, in random order."""
-    chosen = [
-        chance.choice(np.flatnonzero(labels == c), count // CLASSES, replace=False) for c in range(CLASSES)
-    ]
+    chosen = [chance.choice(np.flatnonzero(labels == c), count // CLASSES, replace=False) for c in range(CLASSES)]
     return chance.permutation(np.concatenate(chosen))
 
 
 def main() -> None:
     """Train, export, measure the exported file, and write the data files beside it."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, help=HOW_TO_GET_THE_DATA)
-    parser.add_argument(
-        "--out", type=Path, default=Path(__file__).resolve().parents[2] / "serveprune" / "demo"
-    )
-    parser.add_argument("--epochs", type=int, default=8)
+    parser.add_argument("--out", type=Path, default=Path(__file__).resolve().parents[2] / "serveprune" / "demo")
+    parser.add_argument("--epochs", type=int, default=6)
     parser.add_argument("--batch", type=int, default=256)
     parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args()
@@ -251,9 +241,7 @@ def main() -> None:
         image=normalise(test.pixels[evaluation]),
         label=test.labels[evaluation],
     )
-    np.savez_compressed(
-        arguments.out / "fashion_calibration.npz", image=normalise(training.pixels[calibration])
-    )
+    np.savez_compressed(arguments.out / "fashion_calibration.npz", image=normalise(training.pixels[calibration]))
     boot = np.flatnonzero(right & (test.labels == ANKLE_BOOT))[0]
     Image.fromarray(test.pixels[boot]).save(arguments.out / "boot.png", optimize=True)
     print(
