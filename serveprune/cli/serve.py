@@ -1,0 +1,22 @@
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+from serveprune.cli.serving import run, with_addresses
+from serveprune.config.loading import load_config
+
+
+def serve(
+    config: Annotated[Path, typer.Argument(help="serveprune.yaml")],
+    check: Annotated[
+        bool, typer.Option("--check", help="Serve on free ports, send real requests to every tier, and stop.")
+    ] = False,
+    http: Annotated[str | None, typer.Option(help="host:port in place of server.http.")] = None,
+    grpc: Annotated[str | None, typer.Option(help="host:port in place of server.grpc.")] = None,
+    metrics: Annotated[str | None, typer.Option(help="host:port in place of server.metrics.")] = None,
+) -> None:
+    """Serve the models of a config file, and build the tiers that are not in the store yet."""
+    loaded = with_addresses(load_config(config), http=http, grpc=grpc, metrics=metrics)
+    raise typer.Exit(run(loaded, check=check, console=Console(stderr=not check)))

@@ -1,0 +1,112 @@
+"""What `serve` and `demo` share: start, show the builds, test or keep serving, drain."""
+
+from collections.abc import Callable
+from typing import Any
+
+from rich.console import Console
+from rich.live import Live
+
+from serveprune.cli.self_test import self_test
+from serveprune.cli.tier_table import tier_table
+from serveprune.config.root import ServePruneConfig
+from serveprune.config.server import Address
+from serveprune.errors import ConfigError
+from serveprune.observability.logs import configure_logs
+from serveprune.preflight import check_datasets
+from serveprune.routing.tier_selection import QUALIFIER
+from serveprune.server import Endpoints, Server, StopSignals
+
+_POLL_SECONDS = 0.2
+
+
+def run(
+    config: ServePruneConfig,
+    *,
+    check: bool,
+    console: Console,
+    after_settling: Callable[[Server, Endpoints], list[str]] = lambda server, endpoints: [],
+) -> int:
+    """Serve until a signal comes, or with ``check`` only until every tier was tested; return the exit code.
+
+    Args:
+        config: What to serve.
+        check: Listen on free ports, send real requests to every tier, then stop.
+        console: Where progress and the table go.
+        after_settling: Called when every variant has settled; returns problems, which end a check.
+
+    Raises:
+        ConfigError: A calibration or evaluation file does not fit its model.
+        FailedPrecondition: An address cannot be bound.
+    """
+    configure_logs()
+    problems = check_datasets(config)
+    if problems:
+        raise ConfigError(problems)
+    stop_signals = StopSignals()
+    server = Server(on_free_ports(config) if check else config)
+    endpoints = server.start()
+    try:
+        console.print(
+            f"HTTP http://{endpoints.http}  gRPC {endpoints.grpc}  metrics http://{endpoints.metrics}/metrics"
+        )
+        _show_until_settled(server, stop_signals, console)
+        if stop_signals.received.is_set():
+            return 0
+        console.print(tier_table(_tiers(server)))
+        problems = after_settling(server, endpoints)
+        if check:
+            problems += self_test(server, endpoints)
+            return _verdict(problems, console)
+        stop_signals.received.wait()
+        console.print("stopping: answering what is in flight")
+    finally:
+        server.stop()
+    return 0
+
+
+def on_free_ports(config: ServePruneConfig) -> ServePruneConfig:
+    """Return the same configuration listening on ports the system chooses."""
+    free = {name: Address(getattr(config.server, name).host, 0) for name in ("http", "grpc", "metrics")}
+    return config.model_copy(update={"server": config.server.model_copy(update=free)})
+
+
+def with_addresses(config: ServePruneConfig, **addresses: str | None) -> ServePruneConfig:
+    """Return the configuration with these addresses of the command line in place of the file's."""
+    server = config.server.model_dump() | {name: value for name, value in addresses.items() if value is not None}
+    return config.model_copy(update={"server": type(config.server).model_validate(server)})
+
+
+def _tiers(server: Server) -> list[dict[str, Any]]:
+    return [server.controlplane.tiers(model.name) for model in server.registry.models()]
+
+
+def _show_until_settled(server: Server, stop_signals: StopSignals, console: Console) -> None:
+    """Keep a table alive on a terminal; elsewhere print a line whenever a build reaches a new stage."""
+    shown: dict[str, str] = {}
+    with Live(console=console, transient=True, auto_refresh=False) as live:
+        settled = False
+        while not settled and not stop_signals.received.is_set():
+            settled = server.controlplane.wait_settled(_POLL_SECONDS)
+            if console.is_terminal:
+                live.update(tier_table(_tiers(server)), refresh=True)
+            else:
+                _print_changes(_tiers(server), shown, console)
+
+
+def _print_changes(models: list[dict[str, Any]], shown: dict[str, str], console: Console) -> None:
+    for model in models:
+        for tier in model["tiers"]:
+            name = f"{model['name']}{QUALIFIER}{tier['tier']}"
+            stage = tier["progress"]["stage"] if tier["progress"] else ""
+            line = f"{name}: {tier['state']} {stage}".rstrip()
+            if shown.get(name) != line:
+                shown[name] = line
+                console.print(line, highlight=False)
+
+
+def _verdict(problems: list[str], console: Console) -> int:
+    for problem in problems:
+        console.print(f"check failed: {problem}", style="red", highlight=False)
+    if not problems:
+        console.print("check passed: every tier answered over HTTP and gRPC", style="green")
+    return 1 if problems else 0

@@ -1,0 +1,41 @@
+from dataclasses import dataclass
+from enum import StrEnum
+
+from serveprune.artifacts.builder import BuildProgress
+from serveprune.artifacts.store import Artifact
+from serveprune.models.instance import Instance
+
+
+class VariantState(StrEnum):
+    """Where a variant is on its way to serving."""
+
+    WAITING = "waiting"
+    BUILDING = "building"
+    READY = "ready"
+    REFUSED = "refused"
+    FAILED = "failed"
+
+    @property
+    def is_settled(self) -> bool:
+        """Whether nothing more will happen by itself."""
+        return self in (VariantState.READY, VariantState.REFUSED, VariantState.FAILED)
+
+
+@dataclass(frozen=True, slots=True)
+class Variant:
+    """One tier of one model, as it stands; the registry replaces it whole when it changes.
+
+    Attributes:
+        reasons: Why the gate refused it or the build failed, one sentence each.
+        log: Path of the log a failed build left.
+        built_here: The artifact was built in this very environment, so its figures hold here.
+    """
+
+    tier: str
+    state: VariantState = VariantState.WAITING
+    artifact: Artifact | None = None
+    instance: Instance | None = None
+    reasons: tuple[str, ...] = ()
+    progress: BuildProgress | None = None
+    built_here: bool = True
+    log: str | None = None

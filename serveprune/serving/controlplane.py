@@ -1,0 +1,224 @@
+"""Brings the variants of all models to life, and says how they stand."""
+
+import logging
+import threading
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from serveprune.artifacts.builder import ArtifactBuilder, BuildOutcome, BuildProgress, BuildRequest, BuildResult
+from serveprune.artifacts.environment import environment
+from serveprune.artifacts.store import Artifact
+from serveprune.config.model import DENSE
+from serveprune.config.profile import ProfileConfig
+from serveprune.errors import ServePruneError
+from serveprune.evaluation.gate import judge
+from serveprune.models.registry import Model, Registry
+from serveprune.models.repository import VariantRepository
+from serveprune.models.variant import Variant, VariantState
+from serveprune.oip.messages import ModelState, RepositoryEntry
+from serveprune.routing.tier_selection import QUALIFIER, split_name
+from serveprune.serving.report import VariantReporter, describe
+
+_log = logging.getLogger(__name__)
+
+
+class ControlPlane:
+    """Loads what the store has, has built what it lacks, one after the other, in a thread of its own.
+
+    Dense comes before any compressed tier, and what is cached before what must be built, so that every model
+    answers as early as it can.
+    """
+
+    def __init__(
+        self,
+        registry: Registry,
+        repository: VariantRepository,
+        builder: ArtifactBuilder,
+        reporter: VariantReporter,
+        *,
+        profiles: Mapping[str, ProfileConfig],
+    ) -> None:
+        self._registry = registry
+        self._repository = repository
+        self._builder = builder
+        self._reporter = reporter
+        self._profiles = profiles
+        self._environment = environment()
+        self._stopped = threading.Event()
+        self._settled = threading.Condition()
+        self._thread = threading.Thread(target=self._bring_up, name="builds", daemon=True)
+        for model in registry.models():
+            for variant in model.variants.values():
+                reporter.publish(model, variant)
+
+    def start(self) -> None:
+        """Begin to load and build, in the background."""
+        self._thread.start()
+
+    def stop(self) -> None:
+        """End a running build, and take every instance out of service; idempotent."""
+        self._stopped.set()
+        if self._thread.is_alive():
+            self._thread.join()
+        for model in self._registry.models():
+            for variant in model.variants.values():
+                if variant.instance is not None:
+                    variant.instance.retire()
+
+    def wait_settled(self, timeout_seconds: float) -> bool:
+        """Wait until every variant serves, was refused or failed; return whether that happened in time."""
+        with self._settled:
+            return self._settled.wait_for(
+                lambda: all(model.is_settled for model in self._registry.models()), timeout_seconds
+            )
+
+    def index(self, *, ready_only: bool = False) -> list[RepositoryEntry]:
+        """Return a line for each model, and for each of its tiers under its qualified name."""
+        entries = []
+        for model in self._registry.models():
+            state = ModelState.READY if model.is_ready else _MODEL_STATES[model.dense.state]
+            entries.append(RepositoryEntry(model.name, model.version, state, "; ".join(model.dense.reasons)))
+            entries += [
+                RepositoryEntry(
+                    f"{model.name}{QUALIFIER}{variant.tier}",
+                    model.version,
+                    _MODEL_STATES[variant.state],
+                    "; ".join(variant.reasons),
+                )
+                for variant in model.variants.values()
+            ]
+        return [entry for entry in entries if entry.state is ModelState.READY or not ready_only]
+
+    def tiers(self, name: str) -> dict[str, Any]:
+        """Return how the tiers of a model stand, ready for JSON.
+
+        Raises:
+            NotFound: No such model.
+        """
+        model = self._registry.get(split_name(name)[0])
+        return {
+            "name": model.name,
+            "version": model.version,
+            "default_tier": model.default_tier,
+            "tiers": [describe(variant) for variant in model.variants.values()],
+        }
+
+    def _bring_up(self) -> None:
+        models = self._registry.models()
+        for model in models:
+            self._guarded(model, DENSE, self._find)
+        for model in models:
+            self._guarded(model, DENSE, self._build)
+            self._each_tier(model, self._find)
+        for model in models:
+            self._each_tier(model, self._build)
+
+    def _each_tier(self, model: Model, step: Callable[[Model, str], None]) -> None:
+        for tier in model.variants:
+            if tier != DENSE:
+                self._guarded(model, tier, step)
+
+    def _guarded(self, model: Model, tier: str, step: Callable[[Model, str], None]) -> None:
+        """Take a step with a variant that is not settled; whatever goes wrong is the variant's failure alone."""
+        if self._stopped.is_set() or model.variants[tier].state.is_settled:
+            return
+        try:
+            if tier != DENSE and model.dense.artifact is None:
+                reason = f"{DENSE} failed, and {tier} is made from it"
+                self._update(model, tier, state=VariantState.FAILED, reasons=(reason,))
+            else:
+                step(model, tier)
+        except ServePruneError as error:
+            _log.error("%s %s: %s", model.name, tier, error.message)
+            self._update(model, tier, state=VariantState.FAILED, reasons=(error.message,), progress=None)
+        except Exception as error:  # the thread must go on to the other variants
+            _log.exception("%s %s: unexpected failure", model.name, tier)
+            self._update(model, tier, state=VariantState.FAILED, reasons=(f"unexpected: {error}",), progress=None)
+
+    def _find(self, model: Model, tier: str) -> None:
+        artifact = self._lookup(model, tier)
+        if artifact is not None:
+            self._take(model, tier, artifact)
+
+    def _lookup(self, model: Model, tier: str) -> Artifact | None:
+        dense = model.dense.artifact
+        if tier == DENSE or dense is None:
+            return self._repository.find_dense(model.config)
+        return self._repository.find_tier(model.config, dense=dense, profile=self._profiles[tier])
+
+    def _take(self, model: Model, tier: str, artifact: Artifact) -> None:
+        """Route to an artifact if the gate lets it: load it, warm, and only then show it."""
+        measurements = artifact.manifest.measurements
+        reasons = judge(measurements, self._profiles[tier].gate) if measurements else ()
+        built_here = artifact.manifest.environment == self._environment
+        if reasons:
+            _log.warning("%s %s: refused: %s", model.name, tier, "; ".join(reasons))
+            self._update(
+                model, tier, state=VariantState.REFUSED, artifact=artifact, reasons=reasons, built_here=built_here
+            )
+            return
+        if not built_here and measurements is not None:
+            _log.warning("%s %s was built and measured in another environment", model.name, tier)
+        instance = self._repository.load(
+            artifact,
+            identity=(model.name, model.version, tier),
+            max_batch_size=model.config.max_batch_size,
+            dense=None if tier == DENSE else model.dense.instance,
+        )
+        if tier == DENSE:
+            model.preprocessor = self._repository.load_preprocessor(artifact, instance)
+        self._update(
+            model,
+            tier,
+            state=VariantState.READY,
+            artifact=artifact,
+            instance=instance,
+            progress=None,
+            built_here=built_here,
+        )
+        _log.info("%s %s: ready", model.name, tier)
+
+    def _build(self, model: Model, tier: str) -> None:
+        request = BuildRequest(
+            model_name=model.name,
+            model=model.config,
+            tier=tier,
+            profile=None if tier == DENSE else self._profiles[tier],
+        )
+        self._update(model, tier, state=VariantState.BUILDING, progress=BuildProgress("starting", 0.0))
+        _log.info("%s %s: building", model.name, tier)
+
+        def show(progress: BuildProgress) -> None:
+            self._update(model, tier, progress=progress)
+
+        result = self._builder.build(request, on_progress=show, cancelled=self._stopped)
+        self._reporter.count_build(model, tier, result)
+        if result.outcome is BuildOutcome.FAILED:
+            self._fail(model, tier, result)
+            return
+        artifact = self._lookup(model, tier)
+        if artifact is None:
+            raise ServePruneError(f"the build left artifact {result.key}, but the store no longer has it")
+        self._take(model, tier, artifact)
+
+    def _fail(self, model: Model, tier: str, result: BuildResult) -> None:
+        log = str(result.log) if result.log else None
+        if not self._stopped.is_set():
+            _log.error("%s %s: build failed: %s (log: %s)", model.name, tier, "; ".join(result.reasons), log)
+        self._update(model, tier, state=VariantState.FAILED, reasons=result.reasons, progress=None, log=log)
+
+    def _update(self, model: Model, tier: str, **changes: Any) -> Variant:
+        variant = model.update(tier, **changes)
+        self._reporter.publish(model, variant)
+        with self._settled:
+            self._settled.notify_all()
+        return variant
+
+
+_MODEL_STATES = {
+    VariantState.WAITING: ModelState.LOADING,
+    VariantState.BUILDING: ModelState.LOADING,
+    VariantState.READY: ModelState.READY,
+    VariantState.REFUSED: ModelState.UNAVAILABLE,
+    VariantState.FAILED: ModelState.UNAVAILABLE,
+}

@@ -1,0 +1,173 @@
+import threading
+from collections.abc import Iterator, Mapping, Sequence
+
+import numpy as np
+import pytest
+
+from serveprune.errors import Cancelled, DeadlineExceeded, Internal, InvalidArgument, Unavailable
+from serveprune.oip.tensor import Array
+from serveprune.scheduling.job import Job
+from serveprune.scheduling.scheduler import Scheduler
+
+
+class Held:
+    """A variant that doubles its input, but only once it is let go."""
+
+    batchable = True
+    max_batch_size = 8
+    identity = ("held", "1", "dense")
+    output_names = ("y", "z")
+
+    def __init__(self) -> None:
+        self.let_go = threading.Event()
+        self.started = threading.Event()
+        self.batches: list[int] = []
+        self.error: Exception | None = None
+
+    def run(self, feeds: Mapping[str, Array], *, outputs: Sequence[str] = ()) -> list[Array]:
+        self.started.set()
+        assert self.let_go.wait(30)
+        self.batches.append(len(feeds["x"]))
+        if self.error:
+            raise self.error
+        by_name = {"y": feeds["x"] * 2, "z": feeds["x"] + 1}
+        return [by_name[name] for name in outputs]
+
+
+@pytest.fixture
+def clock() -> list[float]:
+    return [0.0]
+
+
+@pytest.fixture
+def scheduler(clock: list[float]) -> Iterator[Scheduler]:
+    scheduler = Scheduler(executors=1, clock=lambda: clock[0])
+    yield scheduler
+    clock[0] = 1e9
+    scheduler.stop(drain_seconds=0)
+
+
+def job(variant: Held, value: float, *, rows: int = 1, outputs: tuple[str, ...] = (), deadline: float = 1e6) -> Job:
+    return Job(variant, {"x": np.full((rows, 2), value, np.float32)}, rows, deadline, outputs)
+
+
+def occupy(scheduler: Scheduler, variant: Held) -> Job:
+    """Keep the only executor busy, so that what follows has to queue."""
+    first = job(variant, 0.0)
+    scheduler.submit(first)
+    assert variant.started.wait(30)
+    return first
+
+
+def test_scheduler_answers_each_job_with_its_own_rows_when_they_share_a_batch(scheduler: Scheduler) -> None:
+    variant = Held()
+    occupy(scheduler, variant)
+    jobs = [job(variant, float(value), rows=1 + value % 3) for value in range(4)]
+    for one in jobs:
+        scheduler.submit(one)
+    variant.let_go.set()
+    for value, one in enumerate(jobs):
+        doubled, _ = one.future.result(30).outputs
+        assert doubled.tolist() == [[2.0 * value] * 2] * one.rows
+    assert variant.batches == [1, 7]
+
+
+def test_scheduler_gives_each_job_the_outputs_it_asked_for_when_selections_differ(scheduler: Scheduler) -> None:
+    variant = Held()
+    occupy(scheduler, variant)
+    both, only_z = job(variant, 1.0, outputs=("z", "y")), job(variant, 5.0, outputs=("z",))
+    scheduler.submit(both)
+    scheduler.submit(only_z)
+    variant.let_go.set()
+    assert [array[0, 0] for array in both.future.result(30).outputs] == [2.0, 2.0]
+    assert [array[0, 0] for array in only_z.future.result(30).outputs] == [6.0]
+
+
+def test_scheduler_drops_jobs_before_compute_when_their_caller_is_gone(scheduler: Scheduler) -> None:
+    variant = Held()
+    occupy(scheduler, variant)
+    gone, stays = job(variant, 1.0), job(variant, 2.0)
+    scheduler.submit(gone)
+    scheduler.submit(stays)
+    assert gone.future.cancel()
+    variant.let_go.set()
+    stays.future.result(30)
+    assert variant.batches == [1, 1]
+
+
+def test_scheduler_drops_jobs_before_compute_when_their_deadline_has_passed(
+    scheduler: Scheduler, clock: list[float]
+) -> None:
+    variant = Held()
+    occupy(scheduler, variant)
+    late = job(variant, 1.0, deadline=5.0)
+    scheduler.submit(late)
+    clock[0] = 6.0
+    variant.let_go.set()
+    with pytest.raises(DeadlineExceeded, match=r"1\.000 s before compute"):
+        late.future.result(30)
+    assert variant.batches == [1]
+
+
+@pytest.mark.parametrize(
+    ("raised", "expected", "message"),
+    [
+        (InvalidArgument("shape"), InvalidArgument, "shape"),
+        (ZeroDivisionError("secret detail"), Internal, "internal error; see the server's log"),
+    ],
+)
+def test_scheduler_fails_the_batch_and_goes_on_when_the_variant_raises(
+    scheduler: Scheduler, raised: Exception, expected: type[Exception], message: str
+) -> None:
+    variant = Held()
+    variant.error = raised
+    variant.let_go.set()
+    failed = job(variant, 1.0)
+    scheduler.submit(failed)
+    with pytest.raises(expected, match=message):
+        failed.future.result(30)
+    variant.error = None
+    after = job(variant, 3.0)
+    scheduler.submit(after)
+    assert after.future.result(30).outputs[0][0, 0] == 6.0
+
+
+def test_scheduler_fails_the_batch_when_the_graph_mixes_rows(scheduler: Scheduler) -> None:
+    class Summing(Held):
+        def run(self, feeds: Mapping[str, Array], *, outputs: Sequence[str] = ()) -> list[Array]:
+            super().run(feeds, outputs=outputs)
+            return [feeds["x"].sum(axis=0, keepdims=True) for _ in outputs]
+
+    variant = Summing()
+    occupy(scheduler, variant)
+    jobs = [job(variant, 1.0), job(variant, 2.0)]
+    for one in jobs:
+        scheduler.submit(one)
+    variant.let_go.set()
+    with pytest.raises(Internal, match="expected 2 rows for 2 rows of input"):
+        jobs[0].future.result(30)
+
+
+def test_scheduler_finishes_what_it_has_and_refuses_more_when_it_stops() -> None:
+    scheduler = Scheduler(executors=2)
+    variant = Held()
+    running = occupy(scheduler, variant)
+    stopper = threading.Thread(target=scheduler.stop, kwargs={"drain_seconds": 30})
+    stopper.start()
+    variant.let_go.set()
+    stopper.join(30)
+    assert running.future.result(0).outputs[0].shape == (1, 2)
+    with pytest.raises(Unavailable):
+        scheduler.submit(job(variant, 1.0))
+
+
+def test_scheduler_fails_what_still_waits_when_the_drain_time_is_over() -> None:
+    scheduler = Scheduler(executors=1)
+    variant = Held()
+    occupy(scheduler, variant)
+    waiting = job(variant, 1.0)
+    scheduler.submit(waiting)
+    scheduler.stop(drain_seconds=0.05)
+    with pytest.raises(Cancelled):
+        waiting.future.result(0)
+    variant.let_go.set()
