@@ -7,4 +7,4 @@ from serveprune.config.model import DENSE
 class DeploymentConfig(ConfigModel):
     """The policy by which traffic for one model is spread over its tiers."""
 
-    default_tier: str = Field(DENSE, description="Serves requests that name no tier.")
+    default_tier: str = Field(default=DENSE, description="Serves requests that name no tier; one of the model's tiers.")

@@ -1,9 +1,13 @@
-from pathlib import Path
+from collections import Counter
 from typing import Annotated, Any, Literal
 
-from pydantic import Discriminator, Field, Tag, model_validator
+from pydantic import BeforeValidator, ConfigDict, Discriminator, Field, Tag, ValidationInfo, field_validator
 
 from serveprune.config.base import ConfigModel
+from serveprune.config.locations import DatasetFile, ExistingFile, HuggingFaceFolder
+from serveprune.config.names import Name
+from serveprune.config.numbers import Number, PositiveWholeNumber, WholeNumber
+from serveprune.config.problem import description
 
 DENSE = "dense"
 """The tier with no pass applied; every model has it."""
@@ -12,33 +16,52 @@ DENSE = "dense"
 class OnnxSource(ConfigModel):
     """An ONNX file, with its external data (if any) in the same folder."""
 
-    onnx: Path
+    onnx: ExistingFile = Field(description="The `.onnx` file.")
 
 
 class HuggingFaceSource(ConfigModel):
     """A folder as `save_pretrained` leaves it: config, safetensors weights, tokenizer or image processor."""
 
-    huggingface: Path
-    task: Literal["feature-extraction", "sequence-classification", "image-classification"]
-    pooling: Literal["mean", "cls", "max", "none"] = Field(
-        "none", description="How token vectors become one vector; `feature-extraction` only."
+    huggingface: HuggingFaceFolder = Field(description="The folder; it holds a config.json.")
+    task: Literal["feature-extraction", "sequence-classification", "image-classification"] = Field(
+        description="What the model is for; decides the graph's outputs and how tiers are judged."
     )
-    normalize: bool = Field(False, description="Scale the pooled vector to length 1.")
+    pooling: Literal["mean", "cls", "max", "none"] = Field(
+        default="none", description="How token vectors become one vector; `feature-extraction` only."
+    )
+    normalize: bool = Field(
+        default=False, description="Scale the pooled vector to length 1; `feature-extraction` only."
+    )
 
-    @model_validator(mode="after")
-    def _pooling_fits_task(self) -> "HuggingFaceSource":
-        if self.task != "feature-extraction" and (self.pooling != "none" or self.normalize):
-            raise ValueError(f"pooling and normalize belong to task feature-extraction, not to {self.task}")
-        return self
+    @field_validator("pooling", "normalize")
+    @classmethod
+    def _pooling_fits_task(cls, value: str | bool, info: ValidationInfo) -> str | bool:
+        task = info.data.get("task", "feature-extraction")
+        if task != "feature-extraction" and value not in ("none", False):
+            raise ValueError(f"expected this with task feature-extraction only, got it with task {task}")
+        return value
+
+
+def _axis_size(value: Any) -> Any:
+    fits = value.isidentifier() if isinstance(value, str) else isinstance(value, int) and 1 <= value < 2**31
+    if isinstance(value, bool) or not fits:
+        raise ValueError(f"expected a size above 0 or the name of a dynamic axis, got {description(value)}")
+    return value
+
+
+AxisSize = Annotated[int | str, BeforeValidator(_axis_size)]
 
 
 class InputConfig(ConfigModel):
     """One input of a torch model, which cannot say itself what it takes."""
 
-    name: str
-    datatype: str = Field("FP32", description="Open Inference Protocol datatype.")
-    shape: tuple[int | str, ...] = Field(
-        description="Sizes; a name (such as batch or sequence) stands for a dynamic axis. The first is batch."
+    name: str = Field(min_length=1, description="Name of the graph input, in the order of `forward`'s arguments.")
+    datatype: Literal[
+        "BOOL", "UINT8", "UINT16", "UINT32", "UINT64", "INT8", "INT16", "INT32", "INT64", "FP16", "FP32", "FP64"
+    ] = Field(default="FP32", description="Open Inference Protocol datatype.")
+    shape: tuple[AxisSize, ...] = Field(
+        min_length=1,
+        description="Sizes; a name (such as batch or sequence) stands for a dynamic axis. The first is batch.",
     )
 
 
@@ -49,20 +72,34 @@ class TorchSource(ConfigModel):
     """
 
     torch: str = Field(pattern=r"^[\w.]+:\w+$", description="`package.module:function`, called without arguments.")
-    weights: Path | None = None
-    inputs: tuple[InputConfig, ...] = Field(min_length=1)
-    outputs: tuple[str, ...] = Field((), description="Names of the outputs, in order. Default: output, output_1, ...")
+    weights: ExistingFile | None = Field(
+        default=None, description="A safetensors file or a saved state dict. Default: the weights the function set."
+    )
+    inputs: tuple[InputConfig, ...] = Field(min_length=1, description="What `forward` takes.")
+    outputs: tuple[str, ...] = Field(
+        default=(), description="Names of the outputs, in order. Default: output, output_1, ..."
+    )
+
+    @field_validator("inputs", "outputs")
+    @classmethod
+    def _names_differ(cls, values: tuple[InputConfig | str, ...]) -> tuple[InputConfig | str, ...]:
+        _expect_each_once([value if isinstance(value, str) else value.name for value in values])
+        return values
 
 
 class ExportedProgramSource(ConfigModel):
     """A program saved with `torch.export.save`."""
 
-    pt2: Path
+    pt2: ExistingFile = Field(description="The `.pt2` file.")
+
+
+_SOURCE_KINDS = ("onnx", "huggingface", "torch", "pt2")
 
 
 def _source_kind(value: Any) -> str | None:
-    keys = value if isinstance(value, dict) else type(value).model_fields
-    return next((kind for kind in ("onnx", "huggingface", "torch", "pt2") if kind in keys), None)
+    keys = value if isinstance(value, dict) else getattr(type(value), "model_fields", ())
+    kinds = [kind for kind in _SOURCE_KINDS if kind in keys]
+    return kinds[0] if len(kinds) == 1 else None
 
 
 Source = Annotated[
@@ -73,7 +110,7 @@ Source = Annotated[
     Discriminator(
         _source_kind,
         custom_error_type="unknown_source",
-        custom_error_message="expected a source with one of the keys onnx, huggingface, torch, pt2",
+        custom_error_message="expected a mapping with exactly one of the keys onnx, huggingface, torch, pt2",
     ),
 ]
 
@@ -81,39 +118,71 @@ Source = Annotated[
 class DatasetConfig(ConfigModel):
     """A calibration or evaluation set: `.npz` with one array per graph input, or `.jsonl`."""
 
-    file: Path
-    samples: int | None = Field(None, ge=1, description="Use only the first so many samples. Default: all.")
+    file: DatasetFile = Field(description="The `.npz` or `.jsonl` file.")
+    samples: PositiveWholeNumber | None = Field(
+        default=None, description="Use only the first so many samples. Default: all."
+    )
+
+
+def _require_kind(schema: dict[str, Any]) -> None:
+    # The default serves code that names the class; a file says which of the two it means.
+    schema["required"] = ["kind", *schema.get("required", ())]
 
 
 class TextPreprocessing(ConfigModel):
     """Text (BYTES, UTF-8) to token ids with a `tokenizer.json`."""
 
-    kind: Literal["text"] = "text"
-    tokenizer: Path
-    max_length: int | None = Field(None, ge=1, description="Longer texts are cut to so many tokens.")
-    input: str = Field("text", description="Name of the BYTES input clients send.")
+    model_config = ConfigDict(json_schema_extra=_require_kind)
+
+    kind: Literal["text"] = Field(default="text", description="`text`: clients may send text.")
+    tokenizer: ExistingFile = Field(description="A `tokenizer.json` as the tokenizers library writes it.")
+    max_length: PositiveWholeNumber | None = Field(
+        default=None,
+        description="Longer texts are cut to so many tokens. Default: what the tokenizer's file says.",
+    )
+    input: str = Field(default="text", min_length=1, description="Name of the BYTES input clients send.")
+
+
+def _image_size(value: Any) -> Any:
+    sides = value if isinstance(value, list | tuple) and len(value) == 2 else [value]
+    # Text is let through for the sake of `${NAME}`, as everywhere else.
+    numbers = [int(side) if isinstance(side, str) and side.isdecimal() and len(side) < 6 else side for side in sides]
+    if not all(type(side) is int and 1 <= side <= 16_384 for side in numbers):
+        raise ValueError(
+            f"expected one number of pixels or [height, width], each from 1 to 16384, got {description(value)}"
+        )
+    return tuple(numbers) if len(numbers) == 2 else numbers[0]
 
 
 class ImagePreprocessing(ConfigModel):
     """PNG or JPEG (BYTES) to a float32 `(N, C, H, W)` tensor: resized, divided by 255, normalised."""
 
-    kind: Literal["image"] = "image"
-    size: int | tuple[int, int] = Field(description="Height and width in pixels, or one number for both.")
-    channels: Literal[1, 3] = 3
-    mean: tuple[float, ...] = (0.0,)
-    std: tuple[float, ...] = (1.0,)
-    max_pixels: int = Field(16_777_216, ge=1, description="Larger images are refused before they are decoded.")
-    input: str = Field("image_bytes", description="Name of the BYTES input clients send.")
-    target: str | None = Field(None, description="Graph input that takes the tensor. Default: the only one.")
+    model_config = ConfigDict(json_schema_extra=_require_kind)
 
-    @model_validator(mode="after")
-    def _statistics_fit_channels(self) -> "ImagePreprocessing":
-        for name, values in (("mean", self.mean), ("std", self.std)):
-            if len(values) not in (1, self.channels):
-                raise ValueError(f"{name}: expected 1 or {self.channels} values, got {len(values)}")
-        if any(value <= 0 for value in self.std):
-            raise ValueError("std: expected values above 0")
-        return self
+    kind: Literal["image"] = Field(default="image", description="`image`: clients may send PNG or JPEG files.")
+    size: Annotated[int | tuple[int, int], BeforeValidator(_image_size)] = Field(
+        description="Height and width in pixels, or one number for both."
+    )
+    channels: Literal[1, 3] = Field(default=3, description="1: greyscale, 3: RGB.")
+    mean: tuple[Number, ...] = Field(
+        default=(0.0,), description="Subtracted after the division by 255; one value, or one per channel."
+    )
+    std: tuple[Number, ...] = Field(default=(1.0,), description="Then divided by; one value, or one per channel.")
+    max_pixels: WholeNumber = Field(
+        default=16_777_216, ge=1, le=89_478_485, description="Larger images are refused before they are decoded."
+    )
+    input: str = Field(default="image_bytes", min_length=1, description="Name of the BYTES input clients send.")
+    target: str | None = Field(default=None, description="Graph input that takes the tensor. Default: the only one.")
+
+    @field_validator("mean", "std")
+    @classmethod
+    def _statistics_fit_channels(cls, values: tuple[float, ...], info: ValidationInfo) -> tuple[float, ...]:
+        channels = info.data.get("channels", len(values))
+        if not values or len(values) not in (1, channels):
+            raise ValueError(f"expected 1 or {channels or 3} values, got {len(values)}")
+        if info.field_name == "std" and min(values) <= 0:
+            raise ValueError(f"expected values above 0, got {min(values)}")
+        return values
 
 
 Preprocessing = Annotated[TextPreprocessing | ImagePreprocessing, Field(discriminator="kind")]
@@ -122,14 +191,31 @@ Preprocessing = Annotated[TextPreprocessing | ImagePreprocessing, Field(discrimi
 class ModelConfig(ConfigModel):
     """What is registered under one name: where it comes from, what measures it, which tiers it has."""
 
-    source: Source
-    version: str = Field("1", pattern=r"^[\w.\-]+$")
+    source: Source = Field(
+        description="Where the graph comes from: a mapping with one of the keys onnx, huggingface, torch, pt2."
+    )
+    version: Name = Field(default="1", description="What clients see as the model's version; raise it with the model.")
     preprocessing: Preprocessing | None = Field(
-        None, description="Default: what the source's folder declares (tokenizer.json, preprocessor_config.json)."
+        default=None,
+        description="Default: what the source's folder declares (tokenizer.json, preprocessor_config.json).",
     )
-    calibration: DatasetConfig | None = Field(None, description="Unlabelled inputs that passes learn from.")
+    calibration: DatasetConfig | None = Field(default=None, description="Unlabelled inputs that passes learn from.")
     evaluation: DatasetConfig | None = Field(
-        None, description="Held-out inputs, with labels or scores if there are any, that tiers are judged on."
+        default=None, description="Held-out inputs, with labels or scores if there are any, that tiers are judged on."
     )
-    tiers: tuple[str, ...] = Field((DENSE,), description="Each is `dense` or the name of a profile.")
-    max_batch_size: int = Field(32, ge=1, description="Rows computed at once.")
+    tiers: tuple[str, ...] = Field(
+        default=(DENSE,), min_length=1, description="Each is `dense`, which is always there, or the name of a profile."
+    )
+    max_batch_size: WholeNumber = Field(default=32, ge=1, le=65_536, description="Rows computed at once.")
+
+    @field_validator("tiers")
+    @classmethod
+    def _dense_is_there(cls, tiers: tuple[str, ...]) -> tuple[str, ...]:
+        _expect_each_once(tiers)
+        return tiers if DENSE in tiers else (DENSE, *tiers)
+
+
+def _expect_each_once(names: list[str] | tuple[str, ...]) -> None:
+    repeated = [name for name, times in Counter(names).items() if times > 1]
+    if repeated:
+        raise ValueError(f"expected each name once, got {', '.join(repeated)} more than once")

@@ -1,8 +1,9 @@
-from typing import ClassVar, Literal, Self
+from typing import Any, ClassVar, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import ConfigDict, Field, model_validator
 
 from serveprune.config.base import ConfigModel
+from serveprune.config.numbers import Number, NumberFromZero, PositiveNumber
 
 
 class PassOptions(ConfigModel):
@@ -20,31 +21,48 @@ class QuantizeOptions(PassOptions):
 
     revision: ClassVar[int] = 1
 
-    dtype: Literal["int8"] = Field("int8", description="Integer type of weights (activations are unsigned 8 bit).")
+    dtype: Literal["int8"] = Field(
+        default="int8", description="Integer type of weights (activations are unsigned 8 bit)."
+    )
     scheme: Literal["auto", "dynamic", "static"] = Field(
-        "auto",
+        default="auto",
         description="`dynamic` computes activation scales per batch at run time; `static` takes them from the "
         "calibration set. `auto`: static for convolutional graphs, dynamic for transformers and recurrent nets.",
     )
-    ignore: tuple[str, ...] = Field((), description="Shell-style patterns of node names that stay in float.")
+    ignore: tuple[str, ...] = Field(default=(), description="Shell-style patterns of node names that stay in float.")
 
 
 class PassConfig(ConfigModel):
     """One step of a profile: a mapping with exactly one key, the pass, to its options."""
 
-    quantize: QuantizeOptions | None = None
+    model_config = ConfigDict(json_schema_extra={"minProperties": 1, "maxProperties": 1})
+
+    quantize: QuantizeOptions | None = Field(default=None, description="Quantize to integers; empty for the defaults.")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _bare_pass_has_default_options(cls, value: Any) -> Any:
+        # `- quantize:` reads as null in YAML.
+        if isinstance(value, dict) and len(value) == 1 and None in value.values():
+            return {key: {} for key in value}
+        return value
 
     @model_validator(mode="after")
     def _exactly_one(self) -> Self:
-        if len(self.model_fields_set) != 1 or self.options is None:
+        if len(self._given) != 1:
             known = ", ".join(type(self).model_fields)
-            raise ValueError(f"expected exactly one pass per list entry, one of: {known}")
+            given = ", ".join(self._given) or "none"
+            raise ValueError(f"expected exactly one pass per list entry, one of {known}, got {given}")
         return self
+
+    @property
+    def _given(self) -> list[str]:
+        return [name for name in type(self).model_fields if getattr(self, name) is not None]
 
     @property
     def name(self) -> str:
         """The pass's name, its key in the pass table."""
-        return next(iter(self.model_fields_set))
+        return self._given[0]
 
     @property
     def options(self) -> PassOptions:
@@ -59,17 +77,20 @@ class GateConfig(ConfigModel):
     Whatever is set here, an artifact that is neither faster nor smaller than dense is refused.
     """
 
-    min_quality: float | None = Field(None, description="Lower bound of the tier's quality metric.")
-    max_latency_ratio: float | None = Field(
-        None, gt=0, description="Upper bound of tier latency / dense latency, both measured on this machine."
+    min_quality: Number | None = Field(default=None, description="Lower bound of the tier's quality metric.")
+    max_latency_ratio: PositiveNumber | None = Field(
+        default=None, description="Upper bound of tier latency / dense latency, both measured on this machine."
     )
-    max_batch_deviation: float | None = Field(
-        None, ge=0, description="Upper bound of how far a row's answer may move when its batch neighbours change."
+    max_batch_deviation: NumberFromZero | None = Field(
+        default=None,
+        description="Upper bound of how far a row's answer may move when its batch neighbours change.",
     )
 
 
 class ProfileConfig(ConfigModel):
     """A named, ordered list of compression passes with its quality gate."""
 
-    passes: tuple[PassConfig, ...] = Field(min_length=1)
-    gate: GateConfig = GateConfig()
+    passes: tuple[PassConfig, ...] = Field(
+        min_length=1, description="Applied in this order; each entry is a mapping from one pass to its options."
+    )
+    gate: GateConfig = Field(default=GateConfig(), description="What a built artifact must show before it serves.")

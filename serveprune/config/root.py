@@ -1,21 +1,43 @@
-from pydantic import Field
+from typing import Annotated
+
+from pydantic import AfterValidator, Field
 
 from serveprune.config.base import ConfigModel
 from serveprune.config.deployment import DeploymentConfig
-from serveprune.config.model import ModelConfig
+from serveprune.config.model import DENSE, ModelConfig
+from serveprune.config.names import Name
 from serveprune.config.profile import ProfileConfig
 from serveprune.config.server import BuildsConfig, ServerConfig, StoreConfig
+
+
+def _not_dense(name: str) -> str:
+    if name == DENSE:
+        raise ValueError(f"expected another name: `{DENSE}` is the tier without any pass, which every model has")
+    return name
+
+
+ProfileName = Annotated[Name, AfterValidator(_not_dense)]
 
 
 class ServePruneConfig(ConfigModel):
     """The whole of `serveprune.yaml`."""
 
-    store: StoreConfig = StoreConfig()
-    server: ServerConfig = Field(default_factory=ServerConfig)
-    builds: BuildsConfig = BuildsConfig()
-    profiles: dict[str, ProfileConfig] = Field(default_factory=dict)
-    models: dict[str, ModelConfig] = Field(min_length=1)
-    deployments: dict[str, DeploymentConfig] = Field(default_factory=dict)
+    store: StoreConfig = Field(default=StoreConfig(), description="The artifact store.")
+    server: ServerConfig = Field(default_factory=ServerConfig, description="The front ends and their limits.")
+    builds: BuildsConfig = Field(default=BuildsConfig(), description="What builds may take from the machine.")
+    profiles: dict[ProfileName, ProfileConfig] = Field(
+        default_factory=dict,
+        description="Name -> profile. The name is also that of the tier.",
+        json_schema_extra={"additionalProperties": False, "propertyNames": {"not": {"const": DENSE}}},
+    )
+    models: dict[Name, ModelConfig] = Field(
+        min_length=1,
+        description="Name -> model, as clients ask for it.",
+        json_schema_extra={"additionalProperties": False},
+    )
+    deployments: dict[str, DeploymentConfig] = Field(
+        default_factory=dict, description="Name of a model -> how its traffic is spread. Default: all to dense."
+    )
 
     def deployment(self, model: str) -> DeploymentConfig:
         """Return the model's deployment, or the default one."""

@@ -1,0 +1,114 @@
+"""What the parts of a config must agree on.
+
+Judged on the plain document, not on validated models, so that one wrong value does not hide what else is wrong.
+Values of the wrong type are passed over here: validation reports them.
+"""
+
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+from serveprune.config.model import DENSE
+from serveprune.config.problem import KeyPath, Problem, suggestion
+from serveprune.config.server import Address, ServerConfig, parse_address
+
+
+def consistency_problems(data: Mapping[str, Any]) -> list[Problem]:
+    """Find references to nothing, and values that exclude each other."""
+    checks: tuple[Callable[[Mapping[str, Any]], Iterator[Problem]], ...] = (
+        _tiers_without_profile,
+        _static_passes_without_calibration,
+        _deployments_without_model_or_tier,
+        _shared_ports,
+    )
+    return [problem for check in checks for problem in check(data)]
+
+
+def _tiers_without_profile(data: Mapping[str, Any]) -> Iterator[Problem]:
+    profiles = [name for name in _mapping(data, "profiles") if name != DENSE]
+    for name, model in _mappings(data, "models"):
+        for index, tier in enumerate(_texts(model, "tiers")):
+            if tier is not None and tier not in (DENSE, *profiles):
+                known = f"profiles: {', '.join(profiles)}" if profiles else "there are no profiles"
+                yield Problem(
+                    ("models", name, "tiers", index),
+                    f"expected {DENSE} or the name of a profile, got {tier!r}"
+                    f"{suggestion(tier, profiles) or ';'} {known}",
+                )
+
+
+def _static_passes_without_calibration(data: Mapping[str, Any]) -> Iterator[Problem]:
+    static = {
+        name
+        for name, profile in _mappings(data, "profiles")
+        for entry in _entries(profile, "passes")
+        if isinstance(entry, Mapping) and _mapping(entry, "quantize").get("scheme") == "static"
+    }
+    for name, model in _mappings(data, "models"):
+        needing = [tier for tier in _texts(model, "tiers") if tier in static]
+        if needing and model.get("calibration") is None:
+            yield Problem(
+                ("models", name, "calibration"),
+                f"expected a calibration set, because profile {needing[0]} quantizes with scheme static, got none",
+            )
+
+
+def _deployments_without_model_or_tier(data: Mapping[str, Any]) -> Iterator[Problem]:
+    models = _mapping(data, "models")
+    for name, deployment in _mapping(data, "deployments").items():
+        path: KeyPath = ("deployments", name)
+        if name not in models:
+            known = f"models: {', '.join(models)}" if models else "there are no models"
+            yield Problem(path, f"expected the name of a model, got {name!r}{suggestion(name, models) or ';'} {known}")
+        elif isinstance(deployment, Mapping) and isinstance(models[name], Mapping):
+            tier = deployment.get("default_tier", DENSE)
+            tiers = list(dict.fromkeys([DENSE, *filter(None, _texts(models[name], "tiers"))]))
+            if isinstance(tier, str) and tier not in tiers:
+                known = f"tiers: {', '.join(tiers)}"
+                yield Problem(
+                    (*path, "default_tier"),
+                    f"expected a tier of {name}, got {tier!r}{suggestion(tier, tiers) or ';'} {known}",
+                )
+
+
+def _shared_ports(data: Mapping[str, Any]) -> Iterator[Problem]:
+    server = _mapping(data, "server")
+    taken: list[tuple[str, Address]] = []
+    # Those that are written come last, so that a clash with a default is reported where there is a line.
+    front_ends = sorted(("http", "grpc", "metrics"), key=lambda name: name in server)
+    for name in front_ends:
+        try:
+            address = parse_address(server.get(name, ServerConfig.model_fields[name].default))
+        except ValueError:
+            continue
+        rival = next((other for other, its in taken if _clash(address, its)), None)
+        if rival is not None:
+            yield Problem(
+                ("server", name),
+                f"expected a port of its own, got {address}, which server.{rival} takes already",
+            )
+        taken.append((name, address))
+
+
+def _clash(one: Address, other: Address) -> bool:
+    everywhere = {"0.0.0.0", "::"}
+    same_host = one.host == other.host or not everywhere.isdisjoint({one.host, other.host})
+    return same_host and one.port == other.port != 0
+
+
+def _mapping(data: Mapping[str, Any], key: str) -> Mapping[str, Any]:
+    value = data.get(key)
+    return value if isinstance(value, Mapping) else {}
+
+
+def _mappings(data: Mapping[str, Any], key: str) -> Iterator[tuple[str, Mapping[str, Any]]]:
+    return ((name, value) for name, value in _mapping(data, key).items() if isinstance(value, Mapping))
+
+
+def _texts(data: Mapping[str, Any], key: str) -> list[str | None]:
+    """Return the list under a key, ``None`` in the place of what is not text."""
+    return [entry if isinstance(entry, str) else None for entry in _entries(data, key)]
+
+
+def _entries(data: Mapping[str, Any], key: str) -> list[Any]:
+    value = data.get(key)
+    return value if isinstance(value, list) else []

@@ -1,0 +1,96 @@
+import os
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, TypeVar
+
+from pydantic import BaseModel, ValidationError
+
+from serveprune.config.consistency import consistency_problems
+from serveprune.config.document import Document, parse_document
+from serveprune.config.explanation import explain
+from serveprune.config.locations import Locations
+from serveprune.config.problem import Problem, description
+from serveprune.config.profile import ProfileConfig
+from serveprune.config.root import ServePruneConfig
+from serveprune.errors import ConfigError
+
+_Model = TypeVar("_Model", bound=BaseModel)
+_MAX_FILE_BYTES = 4 * 2**20
+
+
+def load_config(path: Path, *, environment: Mapping[str, str] | None = None) -> ServePruneConfig:
+    """Read ``serveprune.yaml``; relative paths in it become absolute against its folder.
+
+    Args:
+        path: The file.
+        environment: Values for `${NAME}` in the file. Default: the process's environment.
+
+    Raises:
+        ConfigError: All that is wrong in it, one line each: ``FILE:LINE: key.path: expected ..., got ...``.
+    """
+    return _load(path, ServePruneConfig, check=consistency_problems, environment=environment)
+
+
+def load_profile(path: Path, *, environment: Mapping[str, str] | None = None) -> ProfileConfig:
+    """Read a file that holds one profile, as it would stand under ``profiles.NAME``.
+
+    Raises:
+        ConfigError: As for `load_config`.
+    """
+    return _load(path, ProfileConfig, check=lambda _: [], environment=environment)
+
+
+def _load(
+    path: Path,
+    model: type[_Model],
+    *,
+    check: Callable[[Mapping[str, Any]], list[Problem]],
+    environment: Mapping[str, str] | None,
+) -> _Model:
+    document = parse_document(_read(path), environment=os.environ if environment is None else environment)
+    problems = list(document.problems)
+    loaded = None
+    if isinstance(document.data, dict):
+        try:
+            loaded = model.model_validate(
+                _with_defaulted_sections(document.data, model), context=Locations(path.absolute().parent)
+            )
+        except ValidationError as error:
+            found = (explain(each, root=model) for each in error.errors(include_url=False))
+            # What could not be read was reported already, and has no value that could be judged.
+            unread = {problem.path for problem in problems}
+            problems += (problem for problem in found if problem is not None and problem.path not in unread)
+        problems += check(document.data)
+    elif not problems:
+        keys = ", ".join(model.model_fields)
+        problems.append(Problem((), f"expected a mapping with keys of {keys}, got {description(document.data)}", 1))
+    if problems or loaded is None:
+        raise ConfigError(_texts(problems, document=document, file=path))
+    return loaded
+
+
+def _read(path: Path) -> str:
+    try:
+        if path.is_file() and path.stat().st_size > _MAX_FILE_BYTES:
+            raise ConfigError([f"{path}: expected a file of at most {_MAX_FILE_BYTES} bytes, got more"])
+        return path.read_bytes().decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = error.object.count(b"\n", 0, error.start) + 1
+        found = f"the byte 0x{error.object[error.start]:02X}"
+        raise ConfigError([f"{path}:{line}: expected UTF-8 text, got {found}"]) from None
+    except OSError as error:
+        raise ConfigError([f"{path}: expected a readable file, got: {error.strerror}"]) from error
+
+
+def _with_defaulted_sections(data: dict[str, Any], model: type[BaseModel]) -> dict[str, Any]:
+    # The default of the store's path is relative to the file's folder like any other, so a missing section is
+    # validated as an empty one.
+    return {"store": {}, **data} if "store" in model.model_fields else data
+
+
+def _texts(problems: list[Problem], *, document: Document, file: Path) -> list[str]:
+    placed = [
+        Problem(problem.path, problem.message, problem.line or document.line(problem.path)) for problem in problems
+    ]
+    ordered = sorted(placed, key=lambda problem: (problem.line or 0, [str(part) for part in problem.path]))
+    return list(dict.fromkeys(problem.text(file) for problem in ordered))

@@ -1,0 +1,26 @@
+from typing import Annotated, Any
+
+from pydantic import BeforeValidator, Field
+from pydantic_core import PydanticCustomError
+
+
+def _whole_number(value: Any) -> Any:
+    # Python counts true as 1, so `executors: true` would pass for one executor.
+    if isinstance(value, bool):
+        raise PydanticCustomError("int_type", "expected a whole number")
+    return value
+
+
+def _number(value: Any) -> Any:
+    if isinstance(value, bool):
+        raise PydanticCustomError("float_type", "expected a number")
+    return value
+
+
+WholeNumber = Annotated[int, BeforeValidator(_whole_number)]
+Number = Annotated[float, BeforeValidator(_number)]
+
+# For optional fields: a bound on the whole of `X | None` is judged, but missing in the JSON Schema.
+PositiveWholeNumber = Annotated[int, Field(ge=1), BeforeValidator(_whole_number)]
+PositiveNumber = Annotated[float, Field(gt=0), BeforeValidator(_number)]
+NumberFromZero = Annotated[float, Field(ge=0), BeforeValidator(_number)]

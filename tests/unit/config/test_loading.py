@@ -1,0 +1,638 @@
+from pathlib import Path
+
+import pytest
+
+from serveprune.config.loading import load_config, load_profile
+from serveprune.config.model import HuggingFaceSource, ImagePreprocessing, OnnxSource, TextPreprocessing, TorchSource
+from serveprune.config.profile import QuantizeOptions
+from serveprune.config.server import Address
+from serveprune.errors import Code, ConfigError
+
+from .conftest import Load, Problems
+
+MODEL = "models: {m: {source: {onnx: model.onnx}}}\n"
+NAME_RULE = "a name of at most 128 letters, digits, `.`, `_` and `-` that begins with a letter, a digit or `_`"
+SOURCE_RULE = "a mapping with exactly one of the keys onnx, huggingface, torch, pt2"
+ROOT_KEYS = "store, server, builds, profiles, models, deployments"
+MODEL_KEYS = "source, version, preprocessing, calibration, evaluation, tiers, max_batch_size"
+SERVER_KEYS = (
+    "http, grpc, metrics, executors, threads_per_executor, grpc_workers, max_request_bytes, max_queued_requests, "
+    "request_timeout_seconds, body_timeout_seconds, drain_seconds"
+)
+
+
+def model(entries: str) -> str:
+    """A config whose line 4 begins with these entries of the model `m`."""
+    return f"models:\n  m:\n    source: {{onnx: model.onnx}}\n    {entries}\n"
+
+
+def source(entries: str) -> str:
+    """A config whose line 3 holds these entries of the source of the model `m`."""
+    return f"models:\n  m:\n    source: {{{entries}}}\n"
+
+
+def quantize(entries: str) -> str:
+    """A config whose line 4 holds one pass."""
+    return f"{MODEL}profiles:\n  p:\n    passes: [{entries}]\n"
+
+
+CASES = {
+    # The document
+    "empty": ("", f":1: expected a mapping with keys of {ROOT_KEYS}, got nothing"),
+    "only a comment": ("# later\n", f":1: expected a mapping with keys of {ROOT_KEYS}, got nothing"),
+    "a list": ("- models\n", f":1: expected a mapping with keys of {ROOT_KEYS}, got a list of 1"),
+    "a text": ("hello", f":1: expected a mapping with keys of {ROOT_KEYS}, got 'hello'"),
+    "syntax": (
+        MODEL + "store: {path: x\n",
+        (
+            ":3: expected YAML, got a syntax error: while parsing a flow mapping: expected ',' or '}', "
+            "but got '<stream end>'"
+        ),
+    ),
+    "tab": (
+        MODEL + "store:\n\tpath: x\n",
+        (
+            ":3: expected YAML, got a syntax error: while scanning for the next token: found character '\\t' that "
+            "cannot start any token"
+        ),
+    ),
+    "two documents": (
+        MODEL + "---\n" + MODEL,
+        ":2: expected YAML, got a syntax error: expected a single document in the stream: but found another document",
+    ),
+    "control character": (MODEL + "store: {path: \x07}\n", ":2: expected text, got the character U+0007"),
+    "escape beyond Unicode": (
+        'store: "\\UFFFFFFFF"\n',
+        ":1: expected YAML, got an escape beyond Unicode or an absurd version directive",
+    ),
+    "undefined alias": (
+        MODEL + "store: *shared\n",
+        ":2: expected YAML, got a syntax error: found undefined alias 'shared'",
+    ),
+    "python tag": (
+        MODEL + "store: !!python/object/apply:os.system [id]\n",
+        ":2: store: expected a value without a tag, got the tag '!!python/object/apply:os.system'",
+    ),
+    "own tag": (
+        MODEL + "store: {path: !env HOME}\n",
+        ":2: store.path: expected a value without a tag, got the tag '!env'",
+    ),
+    "tag that does not fit": (
+        MODEL + "builds: {threads: !!int many}\n",
+        ":2: builds.threads: expected what its tag says, got 'many' as the tag '!!int'",
+    ),
+    "deep nesting": ("[" * 500 + "]" * 500, ":1: expected a few levels of nesting, got hundreds"),
+    "recursive alias": (
+        "models: &m {m: *m}\n",
+        ":1: models.m.m: expected at most 32 levels of nesting, got more",
+    ),
+    # Keys
+    "duplicate key": (
+        model("version: '1'\n    version: '2'"),
+        ":5: models.m.version: expected each key once, got it again (first on line 4)",
+    ),
+    "number as key": (
+        "models:\n  8: {source: {onnx: model.onnx}}\n",
+        ":2: models.8: expected text as a key, got 8; put it in quotes",
+    ),
+    "list as key": (MODEL + "? [a]\n: 1\n", ":2: expected text as a key, got a list or a mapping"),
+    "unknown top key": (
+        MODEL + "model: {}\n",
+        f":2: model: unknown key; did you mean `models`? known keys: {ROOT_KEYS}",
+    ),
+    "unknown key": (
+        model("tier: [dense]"),
+        f":4: models.m.tier: unknown key; did you mean `tiers`? known keys: {MODEL_KEYS}",
+    ),
+    "unknown key like no other": (
+        MODEL + "server:\n  xyz: 1\n",
+        f":3: server.xyz: unknown key; known keys: {SERVER_KEYS}",
+    ),
+    "unknown key of a source": (
+        source("huggingface: minilm, task: feature-extraction, pool: mean"),
+        (
+            ":3: models.m.source.pool: unknown key; did you mean `pooling`? "
+            "known keys: huggingface, task, pooling, normalize"
+        ),
+    ),
+    "unknown pass": (
+        quantize("{quantise: {}}"),
+        ":4: profiles.p.passes[0].quantise: unknown key; did you mean `quantize`? known keys: quantize",
+    ),
+    "missing models": (
+        "store: {}\n",
+        ":1: models: expected this key, got none (Name -> model, as clients ask for it.)",
+    ),
+    "missing choice": (
+        source("huggingface: minilm"),
+        (
+            ":3: models.m.source.task: expected this key, got none "
+            "(one of feature-extraction, sequence-classification, image-classification)"
+        ),
+    ),
+    # Types
+    "nothing where a mapping belongs": (
+        MODEL + "server:\n",
+        f":2: server: expected a mapping with keys of {SERVER_KEYS}, got nothing",
+    ),
+    "list where a mapping belongs": (
+        "models: [m]\n",
+        ":1: models: expected a mapping, got a list of 1",
+    ),
+    "text where a list belongs": (
+        model("tiers: dense"),
+        ":4: models.m.tiers: expected a list, got 'dense'",
+    ),
+    "number where text belongs": (
+        model("version: 1.10"),
+        ":4: models.m.version: expected text, got 1.1; put it in quotes",
+    ),
+    "text where a number belongs": (
+        model("max_batch_size: many"),
+        ":4: models.m.max_batch_size: expected a whole number, got 'many'",
+    ),
+    "fraction where a whole number belongs": (
+        model("max_batch_size: 1.5"),
+        ":4: models.m.max_batch_size: expected a whole number, got 1.5",
+    ),
+    "truth value where a number belongs": (
+        model("max_batch_size: true"),
+        ":4: models.m.max_batch_size: expected a whole number, got true",
+    ),
+    "text where true or false belongs": (
+        source("huggingface: minilm, task: feature-extraction, normalize: maybe"),
+        ":3: models.m.source.normalize: expected true or false, got 'maybe'",
+    ),
+    "text where a fraction belongs": (
+        MODEL + "server: {drain_seconds: 5s}\n",
+        ":2: server.drain_seconds: expected a number, got '5s'",
+    ),
+    "number where a path belongs": (
+        source("onnx: 5"),
+        ":3: models.m.source.onnx: expected a path, got 5",
+    ),
+    "number where an options mapping belongs": (
+        quantize("{quantize: int8}"),
+        ":4: profiles.p.passes[0].quantize: expected a mapping with keys of dtype, scheme, ignore, got 'int8'",
+    ),
+    # Ranges
+    "too small": (
+        model("max_batch_size: 0"),
+        ":4: models.m.max_batch_size: expected a number of at least 1, got 0",
+    ),
+    "too large": (
+        MODEL + "builds: {niceness: 20}\n",
+        ":2: builds.niceness: expected a number of at most 19, got 20",
+    ),
+    "not above": (
+        MODEL + "builds: {timeout_seconds: 0}\n",
+        ":2: builds.timeout_seconds: expected a number above 0, got 0",
+    ),
+    "not finite": (
+        MODEL + "builds: {timeout_seconds: .inf}\n",
+        ":2: builds.timeout_seconds: expected a finite number, got inf",
+    ),
+    "huge number": (
+        MODEL + f"builds: {{threads: {'9' * 5000}}}\n",
+        f":2: builds.threads: expected what its tag says, got '{'9' * 76}... as the tag '!!int'",
+    ),
+    "size": (
+        MODEL + "store: {max_bytes: 20 Gigs}\n",
+        ":2: store.max_bytes: expected a size above 0 in bytes, such as 512MiB or 20GiB, got '20 Gigs'",
+    ),
+    "size of nothing": (
+        MODEL + "store: {max_bytes: 0}\n",
+        ":2: store.max_bytes: expected a size above 0 in bytes, such as 512MiB or 20GiB, got 0",
+    ),
+    "message size beyond gRPC": (
+        MODEL + "server: {max_request_bytes: 2GiB}\n",
+        ":2: server.max_request_bytes: expected a number of at most 2147483647, got '2GiB'",
+    ),
+    "address without port": (
+        MODEL + "server: {http: localhost}\n",
+        ":2: server.http: expected \"host:port\" with a port from 0 to 65535, got 'localhost'",
+    ),
+    "address with a port too large": (
+        MODEL + "server: {http: 'localhost:65536'}\n",
+        ":2: server.http: expected \"host:port\" with a port from 0 to 65535, got 'localhost:65536'",
+    ),
+    "port alone": (
+        MODEL + "server: {http: 8080}\n",
+        ':2: server.http: expected "host:port" with a port from 0 to 65535, got 8080',
+    ),
+    # Choices
+    "unknown choice": (
+        quantize("{quantize: {scheme: statc}}"),
+        (
+            ":4: profiles.p.passes[0].quantize.scheme: expected one of auto, dynamic, static, got 'statc'; "
+            "did you mean `static`?"
+        ),
+    ),
+    "unknown source": (
+        source("hugingface: minilm, task: feature-extraction"),
+        (
+            f":3: models.m.source: expected {SOURCE_RULE}, got a mapping with the keys hugingface, task; "
+            "did you mean `huggingface`?"
+        ),
+    ),
+    "two sources": (
+        source("onnx: model.onnx, pt2: model.pt2"),
+        f":3: models.m.source: expected {SOURCE_RULE}, got a mapping with the keys onnx, pt2",
+    ),
+    "source without its kind": (
+        "models: {m: {source: model.onnx}}\n",
+        f":1: models.m.source: expected {SOURCE_RULE}, got 'model.onnx'",
+    ),
+    "unknown preprocessing": (
+        model("preprocessing: {kind: txt}"),
+        ":4: models.m.preprocessing.kind: expected one of text, image, got 'txt'; did you mean `text`?",
+    ),
+    "preprocessing without kind": (
+        model("preprocessing: {tokenizer: tokenizer.json}"),
+        (
+            ":4: models.m.preprocessing: expected a mapping with the key kind, which is one of text, image, "
+            "got a mapping with the keys tokenizer"
+        ),
+    ),
+    "no pass": (
+        quantize(""),
+        ":4: profiles.p.passes: expected at least 1 entry, got an empty list",
+    ),
+    "empty pass": (
+        quantize("{}"),
+        ":4: profiles.p.passes[0]: expected exactly one pass per list entry, one of quantize, got none",
+    ),
+    # Fields that must fit each other
+    "pooling for a classifier": (
+        source("huggingface: minilm, task: image-classification, pooling: mean"),
+        (
+            ":3: models.m.source.pooling: expected this with task feature-extraction only, "
+            "got it with task image-classification"
+        ),
+    ),
+    "statistics and channels": (
+        model("preprocessing: {kind: image, size: 28, channels: 3, mean: [0.5, 0.5]}"),
+        ":4: models.m.preprocessing.mean: expected 1 or 3 values, got 2",
+    ),
+    "deviation of zero": (
+        model("preprocessing: {kind: image, size: 28, std: [0]}"),
+        ":4: models.m.preprocessing.std: expected values above 0, got 0.0",
+    ),
+    "image size": (
+        model("preprocessing: {kind: image, size: [28, 0]}"),
+        (
+            ":4: models.m.preprocessing.size: expected one number of pixels or [height, width], each from 1 to 16384, "
+            "got a list of 2"
+        ),
+    ),
+    "factory": (
+        source("torch: package.module, inputs: [{name: x, shape: [batch, 4]}]"),
+        ":3: models.m.source.torch: expected `package.module:function`, called without arguments, got 'package.module'",
+    ),
+    "axis": (
+        source("torch: 'a:b', inputs: [{name: x, shape: [batch, -1]}]"),
+        ":3: models.m.source.inputs[0].shape[1]: expected a size above 0 or the name of a dynamic axis, got -1",
+    ),
+    "datatype": (
+        source("torch: 'a:b', inputs: [{name: x, shape: [batch], datatype: fp32}]"),
+        (
+            ":3: models.m.source.inputs[0].datatype: expected one of BOOL, UINT8, UINT16, UINT32, UINT64, INT8, INT16, "
+            "INT32, INT64, FP16, FP32, FP64, got 'fp32'"
+        ),
+    ),
+    "two inputs of one name": (
+        source("torch: 'a:b', inputs: [{name: x, shape: [batch]}, {name: x, shape: [batch]}]"),
+        ":3: models.m.source.inputs: expected each name once, got x more than once",
+    ),
+    # Files
+    "missing file": (
+        source("onnx: no.onnx"),
+        ":3: models.m.source.onnx: expected a file, but no.onnx does not exist",
+    ),
+    "folder where a file belongs": (
+        source("pt2: minilm"),
+        ":3: models.m.source.pt2: expected a file, got a folder: minilm",
+    ),
+    "name of a hub": (
+        source("huggingface: org/minilm, task: feature-extraction"),
+        (
+            ":3: models.m.source.huggingface: expected a folder, but org/minilm does not exist "
+            "(nothing is downloaded from a hub)"
+        ),
+    ),
+    "file where a folder belongs": (
+        source("huggingface: model.onnx, task: feature-extraction"),
+        ":3: models.m.source.huggingface: expected a folder, got a file: model.onnx",
+    ),
+    "folder without a model": (
+        source("huggingface: no-model, task: feature-extraction"),
+        (
+            ":3: models.m.source.huggingface: expected a folder as `save_pretrained` leaves it, "
+            "but no-model has no config.json"
+        ),
+    ),
+    "missing weights": (
+        source("torch: 'a:b', inputs: [{name: x, shape: [batch]}], weights: no.safetensors"),
+        ":3: models.m.source.weights: expected a file, but no.safetensors does not exist",
+    ),
+    "missing tokenizer": (
+        model("preprocessing: {kind: text, tokenizer: no.json}"),
+        ":4: models.m.preprocessing.tokenizer: expected a file, but no.json does not exist",
+    ),
+    "missing calibration": (
+        model("calibration: {file: no.npz}"),
+        ":4: models.m.calibration.file: expected a file, but no.npz does not exist",
+    ),
+    "missing evaluation": (
+        model("evaluation: {file: no.jsonl}"),
+        ":4: models.m.evaluation.file: expected a file, but no.jsonl does not exist",
+    ),
+    "data set of another format": (
+        model("evaluation: {file: evaluation.csv}"),
+        ":4: models.m.evaluation.file: expected a .npz or .jsonl file, got 'evaluation.csv'",
+    ),
+    "store that is a file": (
+        MODEL + "store: {path: model.onnx}\n",
+        ":2: store.path: expected a folder or a free name, got a file: model.onnx",
+    ),
+    "path that is none": (
+        source('onnx: "a\\0b"'),
+        ":3: models.m.source.onnx: expected a path, got 'a\\x00b', which cannot be a file name",
+    ),
+    # Names
+    "model name with @": (
+        "models:\n  m@1: {source: {onnx: model.onnx}}\n",
+        f":2: models['m@1']: expected {NAME_RULE}, got 'm@1'",
+    ),
+    "model name with /": (
+        "models:\n  a/b: {source: {onnx: model.onnx}}\n",
+        f":2: models['a/b']: expected {NAME_RULE}, got 'a/b'",
+    ),
+    "model name of dots": (
+        "models:\n  ..: {source: {onnx: model.onnx}}\n",
+        f":2: models...: expected {NAME_RULE}, got '..'",
+    ),
+    "profile name with a space": (
+        MODEL + "profiles:\n  int 8: {passes: [{quantize: {}}]}\n",
+        f":3: profiles['int 8']: expected {NAME_RULE}, got 'int 8'",
+    ),
+    "profile named dense": (
+        MODEL + "profiles:\n  dense: {passes: [{quantize: {}}]}\n",
+        ":3: profiles.dense: expected another name: `dense` is the tier without any pass, which every model has",
+    ),
+    "no model": ("models: {}\n", ":1: models: expected at least 1 entry, got an empty mapping"),
+    # References
+    "no tier": (model("tiers: []"), ":4: models.m.tiers: expected at least 1 entry, got an empty list"),
+    "tier twice": (
+        model("tiers: [dense, dense]"),
+        ":4: models.m.tiers: expected each name once, got dense more than once",
+    ),
+    "tier without any profile": (
+        model("tiers:\n    - dense\n    - int8"),
+        ":6: models.m.tiers[1]: expected dense or the name of a profile, got 'int8'; there are no profiles",
+    ),
+    "tier without its profile": (
+        model("tiers: [int4]") + "profiles: {int8: {passes: [{quantize: {}}]}}\n",
+        (
+            ":4: models.m.tiers[0]: expected dense or the name of a profile, got 'int4'; did you mean `int8`? "
+            "profiles: int8"
+        ),
+    ),
+    "static pass without calibration": (
+        model("tiers: [p]") + "profiles: {p: {passes: [{quantize: {scheme: static}}]}}\n",
+        (
+            ":2: models.m.calibration: expected a calibration set, because profile p quantizes with scheme static, "
+            "got none"
+        ),
+    ),
+    "deployment of no model": (
+        MODEL + "deployments:\n  n: {}\n",
+        ":3: deployments.n: expected the name of a model, got 'n'; models: m",
+    ),
+    "default tier that the model lacks": (
+        MODEL + "deployments:\n  m: {default_tier: int8}\n",
+        ":3: deployments.m.default_tier: expected a tier of m, got 'int8'; tiers: dense",
+    ),
+    "two front ends on one port": (
+        MODEL + "server:\n  http: 127.0.0.1:9000\n  grpc: 127.0.0.1:9000\n",
+        ":4: server.grpc: expected a port of its own, got 127.0.0.1:9000, which server.http takes already",
+    ),
+    "front end on the port of a default": (
+        MODEL + "server:\n  http: 127.0.0.1:8082\n",
+        ":3: server.http: expected a port of its own, got 127.0.0.1:8082, which server.metrics takes already",
+    ),
+    "front ends that meet on all interfaces": (
+        MODEL + "server: {http: '0.0.0.0:9000', metrics: 'localhost:9000'}\n",
+        ":2: server.metrics: expected a port of its own, got localhost:9000, which server.http takes already",
+    ),
+    # Environment variables
+    "variable that is not set": (
+        source("onnx: '${NOT_SET}/model.onnx'"),
+        (
+            ":3: models.m.source.onnx: expected the environment variable NOT_SET to be set; set it, or write "
+            "${NOT_SET:-default}"
+        ),
+    ),
+    "reference that is none": (
+        source("onnx: '${HOME OF MODELS}'"),
+        (
+            ":3: models.m.source.onnx: expected ${NAME} or ${NAME:-default} (write $${ for a plain ${), "
+            "got '${HOME OF MODELS}'"
+        ),
+    ),
+}
+
+
+@pytest.mark.parametrize(("text", "expected"), CASES.values(), ids=CASES)
+def test_load_config_reports_exactly_one_line_when_one_thing_is_wrong(
+    text: str, expected: str, problems: Problems
+) -> None:
+    assert problems(text) == [f"serveprune.yaml{expected}"]
+
+
+def test_load_config_reports_everything_at_once_in_the_order_of_the_file(problems: Problems) -> None:
+    text = """\
+store: {max_bytes: lots}
+server: {http: 127.0.0.1:9000, grpc: 127.0.0.1:9000}
+profiles:
+  int8: {passes: [{quantize: {dtype: int4}}]}
+models:
+  m:
+    source: {onnx: no.onnx}
+    source: {pt2: no.pt2}
+    tiers: [int9]
+    calibration: {file: no.npz, samples: 0}
+  "a b": {sauce: {}}
+deployments:
+  n: {default_tier: 5}
+"""
+    assert [problem.split(": expected")[0].split(": unknown")[0] for problem in problems(text)] == [
+        "serveprune.yaml:1: store.max_bytes",
+        "serveprune.yaml:2: server.grpc",
+        "serveprune.yaml:4: profiles.int8.passes[0].quantize.dtype",
+        "serveprune.yaml:7: models.m.source.onnx",
+        "serveprune.yaml:8: models.m.source",
+        "serveprune.yaml:9: models.m.tiers[0]",
+        "serveprune.yaml:10: models.m.calibration.file",
+        "serveprune.yaml:10: models.m.calibration.samples",
+        "serveprune.yaml:11: models['a b']",
+        "serveprune.yaml:11: models['a b'].sauce",
+        "serveprune.yaml:11: models['a b'].source",
+        "serveprune.yaml:13: deployments.n",
+        "serveprune.yaml:13: deployments.n.default_tier",
+    ]
+
+
+def test_load_config_reads_every_kind_of_source_with_absolute_paths(load: Load, folder: Path) -> None:
+    config = load(
+        """\
+store: {path: ./cache, max_bytes: 1.5GiB}
+server: {http: "127.0.0.1:0", grpc: "[::1]:8081"}
+profiles:
+  int8:
+    passes: [{quantize: {dtype: int8, scheme: auto}}]
+    gate: {min_quality: 0.97}
+  plain:
+    passes:
+      - quantize:
+models:
+  graph: {source: {onnx: ./model.onnx}, evaluation: {file: evaluation.npz}}
+  text:
+    source: {huggingface: ./minilm, task: feature-extraction, pooling: mean, normalize: true}
+    preprocessing: {kind: text, tokenizer: tokenizer.json}
+    calibration: {file: calibration.jsonl, samples: 256}
+    tiers: [int8, plain]
+  module:
+    source:
+      torch: package.module:function
+      weights: weights.safetensors
+      inputs: [{name: x, shape: [batch, 3, 8, 8]}]
+    preprocessing: {kind: image, size: [8, 8], mean: [0.5], std: [0.2, 0.3, 0.4]}
+deployments:
+  text: {default_tier: int8}
+"""
+    )
+    assert config.store.path == folder / "cache"
+    assert config.store.max_bytes == 1.5 * 2**30
+    assert config.server.http == Address("127.0.0.1", 0)
+    assert config.server.grpc == Address("::1", 8081)
+    graph, text, module = config.models["graph"], config.models["text"], config.models["module"]
+    assert graph.source == OnnxSource(onnx=folder / "model.onnx")
+    assert graph.evaluation is not None
+    assert graph.evaluation.file == folder / "evaluation.npz"
+    assert isinstance(text.source, HuggingFaceSource)
+    assert text.source.huggingface == folder / "minilm"
+    assert text.preprocessing == TextPreprocessing(tokenizer=folder / "tokenizer.json")
+    assert text.calibration is not None
+    assert text.calibration.file == folder / "calibration.jsonl"
+    assert isinstance(module.source, TorchSource)
+    assert module.source.weights == folder / "weights.safetensors"
+    assert module.source.inputs[0].shape == ("batch", 3, 8, 8)
+    assert isinstance(module.preprocessing, ImagePreprocessing)
+    assert module.preprocessing.size == (8, 8)
+    assert config.profiles["plain"].passes[0].options == QuantizeOptions()
+    assert config.deployment("text").default_tier == "int8"
+    assert config.deployment("graph").default_tier == "dense"
+
+
+def test_load_config_prepends_dense_when_the_tiers_do_not_name_it(load: Load) -> None:
+    profiles = "profiles: {int8: {passes: [{quantize: {}}]}}\n"
+    assert load(model("tiers: [int8]") + profiles).models["m"].tiers == ("dense", "int8")
+    assert load(model("tiers: [int8, dense]") + profiles).models["m"].tiers == ("int8", "dense")
+
+
+def test_load_config_places_the_default_store_beside_the_file(load: Load, folder: Path) -> None:
+    assert load(MODEL).store.path == folder / ".serveprune"
+
+
+def test_load_config_takes_paths_against_the_link_when_the_file_is_a_link(folder: Path, tmp_path: Path) -> None:
+    # A mounted ConfigMap is a folder of links to files that lie elsewhere.
+    elsewhere = folder / "elsewhere"
+    elsewhere.mkdir()
+    (elsewhere / "real.yaml").write_text(MODEL)
+    link = folder / "serveprune.yaml"
+    link.symlink_to(elsewhere / "real.yaml")
+    assert load_config(link).models["m"].source == OnnxSource(onnx=folder / "model.onnx")
+
+
+def test_load_config_makes_paths_absolute_when_its_own_is_relative(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (folder / "serveprune.yaml").write_text(MODEL)
+    monkeypatch.chdir(folder)
+    assert load_config(Path("serveprune.yaml")).models["m"].source == OnnxSource(onnx=folder / "model.onnx")
+
+
+def test_load_config_expands_variables_of_the_environment(load: Load, folder: Path) -> None:
+    config = load(
+        "models: {m: {source: {onnx: '${HOME_OF_MODELS}/model.onnx'}, version: '${NOT_SET:-3}'}}\n"
+        "server: {http: '127.0.0.1:${PORT}', executors: '${EMPTY:-2}'}\n"
+    )
+    assert config.models["m"].source == OnnxSource(onnx=folder / "model.onnx")
+    assert config.models["m"].version == "3"
+    assert config.server.http.port == 9000
+    assert config.server.executors == 2
+
+
+def test_load_config_takes_variables_of_the_process_when_no_environment_is_given(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SERVEPRUNE_TEST_VERSION", "7")
+    file = folder / "serveprune.yaml"
+    file.write_text("models: {m: {source: {onnx: model.onnx}, version: '${SERVEPRUNE_TEST_VERSION}'}}\n")
+    assert load_config(file).models["m"].version == "7"
+
+
+@pytest.mark.parametrize(
+    ("content", "expected"),
+    [
+        (None, ": expected a readable file, got: No such file or directory"),
+        (b"models:\n  m: \xff\n", ":2: expected UTF-8 text, got the byte 0xFF"),
+        (b"#" * (4 * 2**20 + 1), ": expected a file of at most 4194304 bytes, got more"),
+    ],
+    ids=["missing", "not UTF-8", "too large"],
+)
+def test_load_config_reports_the_file_when_it_cannot_be_read(
+    content: bytes | None, expected: str, tmp_path: Path
+) -> None:
+    file = tmp_path / "serveprune.yaml"
+    if content is not None:
+        file.write_bytes(content)
+    with pytest.raises(ConfigError) as caught:
+        load_config(file)
+    assert caught.value.problems == (f"{file}{expected}",)
+    assert caught.value.code is Code.INVALID_ARGUMENT
+
+
+def test_load_config_reports_the_file_when_it_is_a_folder(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError) as caught:
+        load_config(tmp_path)
+    assert caught.value.problems == (f"{tmp_path}: expected a readable file, got: Is a directory",)
+
+
+def test_load_config_ignores_a_byte_order_mark(folder: Path) -> None:
+    file = folder / "serveprune.yaml"
+    file.write_bytes(b"\xef\xbb\xbf" + MODEL.encode())
+    assert set(load_config(file).models) == {"m"}
+
+
+def test_load_profile_reads_one_profile(tmp_path: Path) -> None:
+    file = tmp_path / "int8.yaml"
+    file.write_text("passes:\n  - quantize: {scheme: dynamic}\ngate: {min_quality: 0.9}\n")
+    profile = load_profile(file)
+    assert profile.passes[0].options == QuantizeOptions(scheme="dynamic")
+    assert profile.gate.min_quality == 0.9
+
+
+def test_load_profile_reports_every_problem_with_its_line(tmp_path: Path) -> None:
+    file = tmp_path / "int8.yaml"
+    file.write_text("passes:\n  - quantize: {scheme: dynamical}\ngates: {}\n")
+    with pytest.raises(ConfigError) as caught:
+        load_profile(file)
+    assert caught.value.problems == (
+        (
+            f"{file}:2: passes[0].quantize.scheme: expected one of auto, dynamic, static, got 'dynamical'; "
+            "did you mean `dynamic`?"
+        ),
+        f"{file}:3: gates: unknown key; did you mean `gate`? known keys: passes, gate",
+    )

@@ -1,0 +1,121 @@
+import importlib.util
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+from onnx import TensorProto, helper
+from tokenizers import Tokenizer, models, pre_tokenizers
+
+from serveprune.config.loading import load_config
+from serveprune.preflight import check_datasets
+
+HUGGINGFACE = "source: {huggingface: encoder, task: feature-extraction, pooling: mean}"
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """A graph that takes `x`, FP32 (batch, 4), and a folder of a text encoder, as far as it is looked at."""
+    x, y = (helper.make_tensor_value_info(name, TensorProto.FLOAT, ["batch", 4]) for name in ("x", "y"))
+    graph = helper.make_graph([helper.make_node("Add", ["x", "x"], ["y"])], "doubling", [x], [y])
+    onnx.save(
+        helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=9), tmp_path / "doubling.onnx"
+    )
+    encoder = tmp_path / "encoder"
+    encoder.mkdir()
+    (encoder / "config.json").write_text('{"model_type": "bert", "max_position_embeddings": 16}')
+    settings = {"tokenizer_class": "BertTokenizer", "model_input_names": ["input_ids", "attention_mask"]}
+    (encoder / "tokenizer_config.json").write_text(json.dumps(settings))
+    tokenizer = Tokenizer(models.WordLevel({"[UNK]": 0, "[PAD]": 1, "red": 2}, unk_token="[UNK]"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    tokenizer.save(str(encoder / "tokenizer.json"))
+    return tmp_path
+
+
+def check(folder: Path, entries: str) -> list[str]:
+    """Problems of a config whose model `m` has these entries, with the folder cut off."""
+    file = folder / "serveprune.yaml"
+    file.write_text(f"models:\n  m:\n    {entries}\n")
+    return [problem.replace(f"{folder}/", "") for problem in check_datasets(load_config(file))]
+
+
+def save(file: Path, **arrays: object) -> None:
+    np.savez(file, allow_pickle=False, **{name: np.asarray(array) for name, array in arrays.items()})
+
+
+def test_check_datasets_finds_nothing_when_arrays_and_texts_fit(folder: Path) -> None:
+    save(folder / "fits.npz", x=np.zeros((3, 4), np.float32), label=[0, 1, 0])
+    (folder / "fits.jsonl").write_text('{"text": "red"}\n{"inputs": {"input_ids": [2], "attention_mask": [1]}}\n')
+    assert check(folder, "source: {onnx: doubling.onnx}\n    evaluation: {file: fits.npz}") == []
+    assert check(folder, f"{HUGGINGFACE}\n    calibration: {{file: fits.jsonl}}") == []
+
+
+def test_check_datasets_reports_arrays_of_both_sets_when_they_do_not_fit(folder: Path) -> None:
+    save(folder / "wide.npz", x=np.zeros((3, 5), np.float32))
+    save(folder / "other.npz", pixels=np.zeros((3, 4), np.float32))
+    problems = check(
+        folder, "source: {onnx: doubling.onnx}\n    calibration: {file: wide.npz}\n    evaluation: {file: other.npz}"
+    )
+    assert [problem.partition(": expected")[0] for problem in problems] == [
+        "models.m.calibration: wide.npz: array 'x'",
+        "models.m.evaluation: other.npz: array 'pixels'",
+        "models.m.evaluation: other.npz",
+    ]
+    assert all("expected" in problem for problem in problems)
+
+
+def test_check_datasets_reports_the_line_when_a_text_set_does_not_fit(folder: Path) -> None:
+    (folder / "set.jsonl").write_text('{"text": "red"}\n{"text": 5}\n{"txt": "red"}\n{"text": \n')
+    problems = check(folder, f"{HUGGINGFACE}\n    evaluation: {{file: set.jsonl}}")
+    assert [problem.split(" ")[1] for problem in problems] == ["set.jsonl:2:", "set.jsonl:3:", "set.jsonl:4:"]
+    assert all(problem.startswith("models.m.evaluation: ") for problem in problems)
+
+
+def test_check_datasets_reports_texts_when_the_model_takes_none(folder: Path) -> None:
+    (folder / "set.jsonl").write_text('{"text": "red"}\n')
+    (problem,) = check(folder, "source: {onnx: doubling.onnx}\n    calibration: {file: set.jsonl}")
+    assert problem.startswith("models.m.calibration: set.jsonl:1: ")
+
+
+def test_check_datasets_reports_the_source_when_it_is_no_graph(folder: Path) -> None:
+    content = (folder / "doubling.onnx").read_bytes()
+    (folder / "doubling.onnx").write_bytes(content[: len(content) // 2])
+    (problem,) = check(folder, "source: {onnx: doubling.onnx}")
+    assert problem.startswith("models.m.source: ")
+    assert "doubling.onnx" in problem
+
+
+def test_check_datasets_reports_the_preprocessing_when_the_graph_does_not_take_it(folder: Path) -> None:
+    (problem,) = check(folder, "source: {onnx: doubling.onnx}\n    preprocessing: {kind: image, size: 4}")
+    assert problem.startswith("models.m.preprocessing: ")
+
+
+def test_check_datasets_reports_the_tokenizer_when_it_is_none(folder: Path) -> None:
+    (folder / "encoder" / "tokenizer.json").write_text("{}")
+    (problem,) = check(folder, HUGGINGFACE)
+    assert problem.startswith("models.m.preprocessing.tokenizer: ")
+
+
+def test_check_datasets_passes_over_models_whose_inputs_only_an_import_can_tell(folder: Path) -> None:
+    (folder / "program.pt2").write_bytes(b"")
+    save(folder / "set.npz", anything=[1])
+    assert check(folder, "source: {pt2: program.pt2}\n    calibration: {file: set.npz}") == []
+
+
+def test_check_datasets_passes_over_everything_when_the_compressing_half_is_absent(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    save(folder / "wide.npz", x=np.zeros((3, 5), np.float32))
+    real = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "onnx" else real(name))
+    assert check(folder, "source: {onnx: doubling.onnx}\n    calibration: {file: wide.npz}") == []
+
+
+def test_preflight_imports_no_part_of_the_compressing_half() -> None:
+    heavy = "{'torch', 'onnx', 'onnx_ir', 'transformers', 'serveprune.graph', 'serveprune.compression'}"
+    code = f"import sys, serveprune.preflight; sys.exit(repr({heavy} & sys.modules.keys()))"
+    finished = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert finished.stderr.strip() == "set()"
