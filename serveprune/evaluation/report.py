@@ -1,0 +1,50 @@
+from serveprune.artifacts.manifest import Measurements
+
+_DECIBELS = "sqnr_db"
+
+
+def measurement_rows(measurements: Measurements) -> tuple[tuple[str, str], ...]:
+    """Return what was measured as (label, text) for a table; the headline metric comes first."""
+    latency = measurements.latency
+    names = sorted(measurements.quality, key=lambda name: name != measurements.metric)
+    threads = "thread" if latency.threads == 1 else "threads"
+    timing = (
+        f"{latency.tier_ms:.3g} ms (dense {latency.dense_ms:.3g} ms; batch of {latency.batch_size}, "
+        f"{latency.threads} {threads}, {latency.rounds} rounds)"
+    )
+    tier_bytes, dense_bytes = measurements.tier_bytes, measurements.dense_bytes
+    size = (
+        f"{bytes_text(tier_bytes)} (dense {bytes_text(dense_bytes)}; {dense_bytes / max(tier_bytes, 1):.2f}x smaller)"
+    )
+    return (
+        *((_label(name), _quality(measurements, name)) for name in names),
+        ("batch deviation", f"{measurements.batch_deviation:.2g}"),
+        ("latency", timing),
+        (
+            "speedup",
+            f"{latency.speedup:.2f}x ({1 / latency.ratio_high:.2f}x to {1 / latency.ratio_low:.2f}x)",
+        ),
+        ("size", size),
+        ("measured on", f"{measurements.samples} samples: {measurements.evaluation_set}"),
+    )
+
+
+def bytes_text(size: int) -> str:
+    """Return a size for people, in binary units."""
+    amount = float(size)
+    for unit in ("B", "KiB", "MiB"):
+        if amount < 1024:
+            return f"{amount:.0f} {unit}" if unit == "B" else f"{amount:.1f} {unit}"
+        amount /= 1024
+    return f"{amount:.2f} GiB"
+
+
+def _label(name: str) -> str:
+    return "SQNR" if name == _DECIBELS else name.replace("_", " ")
+
+
+def _quality(measurements: Measurements, name: str) -> str:
+    value = measurements.quality[name]
+    text = f"{value:.1f} dB" if name == _DECIBELS else f"{value:.4f}"
+    dense = measurements.dense_quality.get(name)
+    return text if dense is None else f"{text} (dense {dense:.4f})"
