@@ -12,7 +12,8 @@ GRAPH_FILE = "model.onnx"
 
 
 class _Record(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    # An SQNR can be infinite, for which JSON has no number; as null it would not be read back.
+    model_config = ConfigDict(frozen=True, extra="forbid", ser_json_inf_nan="strings")
 
 
 class FileRecord(_Record):

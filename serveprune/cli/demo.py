@@ -27,7 +27,7 @@ def demo(
 ) -> None:
     """Compress and serve two real models: a sentence encoder and an image classifier."""
     console = Console()
-    config_file = _lay_out(folder)
+    config_file = lay_out(folder)
     console.print(f"config {config_file}")
     config = with_addresses(load_config(config_file), http=http, grpc=grpc, metrics=metrics)
 
@@ -40,7 +40,7 @@ def demo(
     raise typer.Exit(run(config, check=check, console=console, after_settling=show_and_try))
 
 
-def _lay_out(folder: Path) -> Path:
+def lay_out(folder: Path) -> Path:
     """Copy the demo's config and data into a folder the user can look at and change; return the config.
 
     Raises:

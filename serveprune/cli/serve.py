@@ -16,7 +16,11 @@ def serve(
     http: Annotated[str | None, typer.Option(help="host:port in place of server.http.")] = None,
     grpc: Annotated[str | None, typer.Option(help="host:port in place of server.grpc.")] = None,
     metrics: Annotated[str | None, typer.Option(help="host:port in place of server.metrics.")] = None,
+    endpoints_file: Annotated[
+        Path | None,
+        typer.Option(help="Write the real addresses there as JSON once all are open; removed when the server stops."),
+    ] = None,
 ) -> None:
     """Serve the models of a config file, and build the tiers that are not in the store yet."""
     loaded = with_addresses(load_config(config), http=http, grpc=grpc, metrics=metrics)
-    raise typer.Exit(run(loaded, check=check, console=Console(stderr=not check)))
+    raise typer.Exit(run(loaded, check=check, console=Console(stderr=not check), endpoints_file=endpoints_file))

@@ -1,11 +1,14 @@
 """What `serve` and `demo` share: start, show the builds, test or keep serving, drain."""
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 from rich.console import Console
-from rich.live import Live
+from rich.markup import escape
 
+from serveprune.cli.console import progress_display
+from serveprune.cli.endpoints_file import endpoints_announced
 from serveprune.cli.self_test import self_test
 from serveprune.cli.tier_table import tier_table
 from serveprune.config.root import ServePruneConfig
@@ -24,6 +27,7 @@ def run(
     *,
     check: bool,
     console: Console,
+    endpoints_file: Path | None = None,
     after_settling: Callable[[Server, Endpoints], list[str]] = lambda server, endpoints: [],
 ) -> int:
     """Serve until a signal comes, or with ``check`` only until every tier was tested; return the exit code.
@@ -32,11 +36,12 @@ def run(
         config: What to serve.
         check: Listen on free ports, send real requests to every tier, then stop.
         console: Where progress and the table go.
+        endpoints_file: Holds the real addresses as JSON from when all of them are open until the server stops.
         after_settling: Called when every variant has settled; returns problems, which end a check.
 
     Raises:
         ConfigError: A calibration or evaluation file does not fit its model.
-        FailedPrecondition: An address cannot be bound.
+        FailedPrecondition: An address cannot be bound, or the endpoints file cannot be written.
     """
     configure_logs()
     problems = check_datasets(config)
@@ -46,18 +51,21 @@ def run(
     server = Server(on_free_ports(config) if check else config)
     endpoints = server.start()
     try:
+        # One line, whatever the width of a terminal that is not there.
         console.print(
-            f"HTTP http://{endpoints.http}  gRPC {endpoints.grpc}  metrics http://{endpoints.metrics}/metrics"
+            f"HTTP http://{endpoints.http}  gRPC {endpoints.grpc}  metrics http://{endpoints.metrics}/metrics",
+            soft_wrap=True,
         )
-        _show_until_settled(server, stop_signals, console)
-        if stop_signals.received.is_set():
-            return 0
-        console.print(tier_table(_tiers(server)))
-        problems = after_settling(server, endpoints)
-        if check:
-            problems += self_test(server, endpoints)
-            return _verdict(problems, console)
-        stop_signals.received.wait()
+        with endpoints_announced(endpoints, endpoints_file):
+            _show_until_settled(server, stop_signals, console)
+            if stop_signals.received.is_set():
+                return 0
+            console.print(tier_table(_tiers(server)))
+            problems = after_settling(server, endpoints)
+            if check:
+                problems += self_test(server, endpoints)
+                return _verdict(problems, console)
+            stop_signals.received.wait()
         console.print("stopping: answering what is in flight")
     finally:
         server.stop()
@@ -81,32 +89,24 @@ def _tiers(server: Server) -> list[dict[str, Any]]:
 
 
 def _show_until_settled(server: Server, stop_signals: StopSignals, console: Console) -> None:
-    """Keep a table alive on a terminal; elsewhere print a line whenever a build reaches a new stage."""
-    shown: dict[str, str] = {}
-    with Live(console=console, transient=True, auto_refresh=False) as live:
+    finished: set[str] = set()
+    with progress_display(console) as display:
         settled = False
         while not settled and not stop_signals.received.is_set():
             settled = server.controlplane.wait_settled(_POLL_SECONDS)
-            if console.is_terminal:
-                live.update(tier_table(_tiers(server)), refresh=True)
-            else:
-                _print_changes(_tiers(server), shown, console)
-
-
-def _print_changes(models: list[dict[str, Any]], shown: dict[str, str], console: Console) -> None:
-    for model in models:
-        for tier in model["tiers"]:
-            name = f"{model['name']}{QUALIFIER}{tier['tier']}"
-            stage = tier["progress"]["stage"] if tier["progress"] else ""
-            line = f"{name}: {tier['state']} {stage}".rstrip()
-            if shown.get(name) != line:
-                shown[name] = line
-                console.print(line, highlight=False)
+            for model in server.registry.models():
+                for variant in model.variants.values():
+                    name = f"{model.name}{QUALIFIER}{variant.tier}"
+                    if variant.progress is not None:
+                        display.update(name, variant.progress)
+                    elif variant.state.is_settled and name not in finished:
+                        finished.add(name)
+                        display.finish(name, str(variant.state))
 
 
 def _verdict(problems: list[str], console: Console) -> int:
     for problem in problems:
-        console.print(f"check failed: {problem}", style="red", highlight=False)
+        console.print(f"check failed: {escape(problem)}", style="red", highlight=False, soft_wrap=True)
     if not problems:
         console.print("check passed: every tier answered over HTTP and gRPC", style="green")
     return 1 if problems else 0

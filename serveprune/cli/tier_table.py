@@ -3,6 +3,8 @@
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+from rich.box import SIMPLE_HEAD
+from rich.markup import escape
 from rich.table import Table
 
 _STATE_STYLES = {"ready": "green", "building": "yellow", "waiting": "dim", "refused": "red", "failed": "bold red"}
@@ -11,7 +13,8 @@ _MEBIBYTE = 2**20
 
 def tier_table(models: Iterable[Mapping[str, Any]]) -> Table:
     """Return the table of all tiers of these models, each as `ControlPlane.tiers` describes it."""
-    table = Table(title="tiers, measured on this machine against dense", title_justify="left")
+    models = list(models)
+    table = Table(box=SIMPLE_HEAD, pad_edge=False, caption=_caption(models), caption_justify="left")
     for column, justify in (
         ("model", "left"),
         ("tier", "left"),
@@ -21,12 +24,21 @@ def tier_table(models: Iterable[Mapping[str, Any]]) -> Table:
         ("speedup", "right"),
         ("size", "right"),
     ):
-        table.add_column(column, justify=justify, no_wrap=column != "quality")  # type: ignore[arg-type]
+        table.add_column(column, justify=justify, no_wrap=column != "quality", overflow="fold")  # type: ignore[arg-type]
     for model in models:
         for tier in model["tiers"]:
             table.add_row(model["name"], *tier_row(tier, model["tiers"]))
         table.add_section()
     return table
+
+
+def _caption(models: Iterable[Mapping[str, Any]]) -> str:
+    measured = [tier for model in models for tier in model["tiers"] if "metric" in tier]
+    if not measured:
+        return ""
+    batches = ", ".join(str(size) for size in sorted({tier["latency_batch_size"] for tier in measured}))
+    here = "on this machine" if all(tier["built_here"] for tier in measured) else "where the artifact was built"
+    return f"quality against dense on held-out inputs; latency of a batch of {batches}, measured {here}"
 
 
 def tier_row(tier: Mapping[str, Any], siblings: Iterable[Mapping[str, Any]]) -> tuple[str, ...]:
@@ -40,13 +52,12 @@ def tier_row(tier: Mapping[str, Any], siblings: Iterable[Mapping[str, Any]]) -> 
     cells = (tier["tier"], f"[{style}]{state}[/]" if style else state)
     if measured is None:
         return (*cells, *_reasons(tier, ""), "", "", size)
-    batch = measured["latency_batch_size"]
     if tier is measured:
         quality = ", ".join(_quality_cells(tier))
-        latency, speedup = f"{tier['latency_ms']['tier']:.2f} ms / {batch}", f"{tier['speedup']:.2f}x"
+        latency, speedup = f"{tier['latency_ms']['tier']:.2f} ms", f"{tier['speedup']:.2f}x"
     elif tier["tier"] == "dense":
         quality = ", ".join(f"{name} {value:.4f}" for name, value in measured["dense_quality"].items()) or "reference"
-        latency, speedup = f"{measured['latency_ms']['dense']:.2f} ms / {batch}", "1.00x"
+        latency, speedup = f"{measured['latency_ms']['dense']:.2f} ms", "1.00x"
     else:
         quality = latency = speedup = ""
     return (*cells, *_reasons(tier, quality), latency, speedup, size)
@@ -59,4 +70,5 @@ def _quality_cells(tier: Mapping[str, Any]) -> list[str]:
 
 
 def _reasons(tier: Mapping[str, Any], quality: str) -> tuple[str]:
-    return ("\n".join([quality, *tier["reasons"]]).strip(),)
+    # Reasons are not markup: `serveprune[compress]` must not lose its brackets.
+    return (escape("\n".join([quality, *tier["reasons"]]).strip()),)

@@ -13,6 +13,7 @@ from prometheus_client import (
     Histogram,
     PlatformCollector,
     ProcessCollector,
+    disable_created_metrics,
 )
 
 _VARIANT = ("model", "version", "tier")
@@ -121,6 +122,8 @@ class Metrics:
     """The live series of one server, in a registry of its own. Thread-safe."""
 
     def __init__(self, registry: CollectorRegistry | None = None) -> None:
+        # Without this every series comes with a second one that holds nothing but its birthday.
+        disable_created_metrics()  # type: ignore[no-untyped-call]  # it ships no annotations
         self.registry = registry or CollectorRegistry()
         ProcessCollector(registry=self.registry)
         PlatformCollector(registry=self.registry)
