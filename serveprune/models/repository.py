@@ -32,7 +32,7 @@ class VariantRepository:
 
     def find_tier(self, config: ModelConfig, *, dense: Artifact, profile: ProfileConfig) -> Artifact | None:
         """Return what the profile makes of the model, if the store has it, accepted or refused."""
-        recipe = tier_recipe(dense.key, config, profile)
+        recipe = tier_recipe(dense.key, config, profile, threads=self._threads)
         return self._store.find_tier(recipe, any_environment=self._any_environment)
 
     def load(

@@ -1,0 +1,197 @@
+"""An artifact's life, from the request to the store, top to bottom."""
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import UTC, datetime
+
+from serveprune.artifacts.builder import BuildOutcome, BuildProgress, BuildRequest, BuildResult
+from serveprune.artifacts.environment import environment
+from serveprune.artifacts.integrity import file_records
+from serveprune.artifacts.key import artifact_key, dense_key, source_recipe, tier_recipe
+from serveprune.artifacts.lease import Lease
+from serveprune.artifacts.manifest import GRAPH_FILE, Manifest
+from serveprune.artifacts.store import Artifact, ArtifactStore
+from serveprune.compression.calibration import BuildSamples, load_samples
+from serveprune.compression.measuring import measure_tier
+from serveprune.compression.pass_sequence import apply_passes
+from serveprune.config.profile import ProfileConfig
+from serveprune.errors import NotFound, Unavailable
+from serveprune.evaluation.gate import judge
+from serveprune.graph.footprint import graph_record
+from serveprune.graph.importing import import_model
+from serveprune.preprocessing.loading import load_preprocessor
+
+# Where each part of a tier's build ends, as a fraction of the whole.
+_IMPORTED, _COMPRESSED, _MEASURED = 0.3, 0.6, 0.97
+
+
+def build(
+    request: BuildRequest,
+    *,
+    store: ArtifactStore,
+    threads: int,
+    threads_of_serving: int,
+    on_progress: Callable[[BuildProgress], None],
+) -> BuildResult:
+    """Make the artifact that a request asks for, or find it in the store.
+
+    Args:
+        request: A model, and the profile to apply to it; none asks for the imported graph itself.
+        store: Where artifacts are found and put.
+        threads: Compute threads of the import and the passes.
+        threads_of_serving: Threads of one batch in serving; latency is measured with them.
+        on_progress: Called on this thread.
+
+    Raises:
+        InvalidArgument: What was given can never be built.
+        BuildFailed: A pass could not do its work.
+        ResourceExhausted: The disk is full; the store is as it was.
+    """
+    return _Build(request, store, threads, threads_of_serving, on_progress).run()
+
+
+@dataclass(frozen=True, slots=True)
+class _Build:
+    request: BuildRequest
+    store: ArtifactStore
+    threads: int
+    threads_of_serving: int
+    on_progress: Callable[[BuildProgress], None]
+
+    def run(self) -> BuildResult:
+        started = time.monotonic()
+        profile = self.request.profile
+        dense, found = self._obtain_dense(share=1.0 if profile is None else _IMPORTED)
+        artifact = dense
+        reasons: tuple[str, ...] = ()
+        if profile is not None:
+            with self._leased(dense):
+                artifact, found = self._obtain_tier(dense, profile)
+            assert artifact.manifest.measurements is not None
+            # The gate is judged at every use, so a changed gate needs no new build.
+            reasons = judge(artifact.manifest.measurements, profile.gate)
+        self._report("done", 1.0)
+        outcome = BuildOutcome.REFUSED if reasons else BuildOutcome.CACHED if found else BuildOutcome.BUILT
+        return BuildResult(outcome, key=artifact.key, reasons=reasons, seconds=time.monotonic() - started)
+
+    def _leased(self, dense: Artifact) -> Lease:
+        """Keep the dense graph from being evicted while a tier is made from it."""
+        try:
+            return self.store.lease(dense.key)
+        except NotFound as error:
+            raise Unavailable(
+                f"the dense graph was evicted as soon as it was found; raise store.max_bytes: {error.message}"
+            ) from error
+
+    def _obtain_dense(self, *, share: float) -> tuple[Artifact, bool]:
+        """Return the imported graph and whether it was there already; ``share`` is this part of the build."""
+        self._report("looking in the store", 0.0)
+        recipe = source_recipe(self.request.model)
+        if found := self.store.find_dense(recipe):
+            return found, True
+        # Only one process imports; the others find what it left.
+        with self.store.single_flight(f"import-{recipe}"):
+            if found := self.store.find_dense(recipe):
+                return found, True
+            return self._import(recipe, share), False
+
+    def _import(self, recipe: str, share: float) -> Artifact:
+        started = time.monotonic()
+        model = self.request.model
+        with self.store.staging() as folder:
+            imported = import_model(
+                model,
+                folder=folder,
+                progress=lambda message, fraction: self._report("importing", share * fraction, message),
+            )
+            files = file_records(folder)
+            manifest = Manifest(
+                kind="dense",
+                key=dense_key(files, preprocessing=imported.preprocessing),
+                recipe=recipe,
+                environment=environment(),
+                created=_now(),
+                model=self.request.model_name,
+                source=model.source.model_dump(mode="json"),
+                graph=imported.graph,
+                files=files,
+                seconds=time.monotonic() - started,
+                preprocessing=imported.preprocessing,
+                parity_max_abs_error=imported.parity_max_abs_error,
+                notes=imported.notes,
+            )
+            artifact = self.store.commit(folder, manifest)
+        self.store.record_import(recipe, artifact.key)
+        return artifact
+
+    def _obtain_tier(self, dense: Artifact, profile: ProfileConfig) -> tuple[Artifact, bool]:
+        """Return what the profile makes of the dense graph, refused or not, and whether it was there already."""
+        recipe = tier_recipe(dense.key, self.request.model, profile, threads=self.threads_of_serving)
+        if found := self.store.find_tier(recipe):
+            return found, True
+        with self.store.single_flight(f"tier-{recipe}"):
+            if found := self.store.find_tier(recipe):
+                return found, True
+            return self._compress(dense, profile, recipe), False
+
+    def _compress(self, dense: Artifact, profile: ProfileConfig, recipe: str) -> Artifact:
+        started = time.monotonic()
+        samples = self._load_samples(dense)
+        # Intermediate files have a folder of their own, on the same disk and removed the same way.
+        with self.store.staging() as folder, self.store.staging() as workspace:
+            graph = folder / GRAPH_FILE
+            passes = apply_passes(
+                profile,
+                dense.graph,
+                output=graph,
+                samples=samples,
+                workspace=workspace,
+                cpu=environment()["cpu"],
+                threads=self.threads,
+                on_progress=self._part(_IMPORTED, _COMPRESSED),
+            )
+            measurements = measure_tier(
+                dense,
+                graph,
+                model=self.request.model,
+                samples=samples,
+                threads=self.threads_of_serving,
+                on_progress=self._part(_COMPRESSED, _MEASURED),
+            )
+            self._report("storing", _MEASURED)
+            manifest = Manifest(
+                kind="tier",
+                key=artifact_key(recipe, environment()),
+                recipe=recipe,
+                environment=environment(),
+                created=_now(),
+                model=self.request.model_name,
+                source=self.request.model.source.model_dump(mode="json"),
+                graph=graph_record(graph),
+                files=file_records(folder),
+                seconds=time.monotonic() - started,
+                dense_key=dense.key,
+                passes=passes,
+                measurements=measurements,
+            )
+            # A tier that its gate refuses is kept too, so that it is not built again and people can look at it.
+            return self.store.commit(folder, manifest)
+
+    def _load_samples(self, dense: Artifact) -> BuildSamples:
+        self._report("reading samples", _IMPORTED)
+        inputs = tuple(record.spec for record in dense.manifest.graph.inputs)
+        declared = dense.manifest.preprocessing
+        preprocessor = load_preprocessor(declared, folder=dense.folder, inputs=inputs) if declared else None
+        return load_samples(self.request.model, inputs=inputs, preprocessor=preprocessor)
+
+    def _part(self, start: float, end: float) -> Callable[[str, float], None]:
+        """Return what takes a stage of one part, and how much of that part is done."""
+        return lambda stage, fraction: self._report(stage, start + (end - start) * fraction)
+
+    def _report(self, stage: str, fraction: float, message: str = "") -> None:
+        self.on_progress(BuildProgress(stage, fraction, message))
+
+
+def _now() -> str:
+    return datetime.now(UTC).isoformat(timespec="seconds")

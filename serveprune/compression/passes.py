@@ -1,0 +1,97 @@
+"""The pass protocol, the table of passes, and the runner that holds every pass to its contract."""
+
+import hashlib
+import importlib
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any, Protocol, cast
+
+import onnx
+
+from serveprune.config.profile import PassOptions
+from serveprune.errors import BuildFailed, Internal
+from serveprune.evaluation.dataset import Dataset
+
+
+@dataclass(frozen=True, slots=True)
+class PassContext:
+    """What a pass may use besides the graph.
+
+    Attributes:
+        options: The pass's own section of the profile.
+        calibration: Unlabelled samples to learn from; None when the model declares none.
+        cpu: Architecture and features of this machine, as `artifacts.environment` names them.
+        threads: Compute threads the pass may use.
+        seed: Of every random choice.
+        workspace: Empty folder for intermediate files, removed after the pass.
+        progress: Takes the done fraction of this pass, from 0 to 1.
+    """
+
+    options: PassOptions
+    calibration: Dataset | None
+    cpu: str
+    threads: int
+    seed: int
+    workspace: Path
+    progress: Callable[[float], None]
+
+
+@dataclass(frozen=True, slots=True)
+class PassReport:
+    """What a pass did, in JSON-ready values for people and for the manifest."""
+
+    findings: Mapping[str, Any]
+
+
+class Pass(Protocol):
+    """One compression step: a graph in, a graph out."""
+
+    def apply(self, graph: Path, *, output: Path, context: PassContext) -> PassReport:
+        """Read the ONNX file ``graph`` and write the compressed one to ``output``.
+
+        External data, if any, goes beside the file. The inputs and outputs of the graph keep their names,
+        types and order.
+
+        Raises:
+            InvalidArgument: The options, the graph or the calibration set do not allow this pass.
+            BuildFailed: The pass could not do its work.
+        """
+        ...
+
+
+_TABLE: Mapping[str, str] = MappingProxyType({"quantize": "serveprune.compression.quantization.quantize:QuantizePass"})
+
+
+def load_pass(name: str) -> Pass:
+    """Return the pass of this name, importing what it needs only now."""
+    if name not in _TABLE:
+        raise Internal(f"no pass is named {name}; known: {', '.join(_TABLE)}")
+    module, _, attribute = _TABLE[name].partition(":")
+    return cast(Pass, getattr(importlib.import_module(module), attribute)())
+
+
+def apply_pass(name: str, graph: Path, *, output: Path, context: PassContext) -> PassReport:
+    """Run one pass and check that it left a graph that is not the one it got.
+
+    Raises:
+        BuildFailed: The pass changed nothing.
+    """
+    report = load_pass(name).apply(graph, output=output, context=context)
+    if graph_digest(output) == graph_digest(graph):
+        raise BuildFailed(
+            f"{name}: the pass changed nothing in this graph; remove it from the profile or change its options"
+        )
+    return report
+
+
+def graph_digest(path: Path) -> str:
+    """Return the SHA-256 of what a graph computes: its nodes and weights, not its metadata or shapes."""
+    model = onnx.load(path)
+    digest = hashlib.sha256()
+    for node in model.graph.node:
+        digest.update(node.SerializeToString(deterministic=True))
+    for tensor in sorted(model.graph.initializer, key=lambda tensor: tensor.name):
+        digest.update(tensor.SerializeToString(deterministic=True))
+    return digest.hexdigest()

@@ -1,0 +1,284 @@
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import onnx
+import onnxruntime as ort
+import pytest
+from onnx import TensorProto, helper, numpy_helper
+from unit.compression.graphs import (
+    convolutional_graph,
+    elementwise_graph,
+    embedding_graph,
+    image_dataset,
+    images,
+    recurrent_graph,
+    save,
+)
+
+from serveprune.artifacts.environment import cpu_identity
+from serveprune.compression.passes import PassContext, PassReport, apply_pass
+from serveprune.compression.quantization import preparation
+from serveprune.compression.quantization.quantize import needs_reduced_range
+from serveprune.config.profile import QuantizeOptions
+from serveprune.errors import BuildFailed, InvalidArgument
+from serveprune.evaluation.dataset import Dataset
+from serveprune.oip.tensor import Array
+
+Quantize = Callable[..., PassReport]
+
+
+@pytest.fixture
+def quantize(tmp_path: Path) -> Quantize:
+    def run(
+        graph: Path,
+        *,
+        scheme: Literal["auto", "dynamic", "static"] = "auto",
+        ignore: tuple[str, ...] = (),
+        calibration: Dataset | None = None,
+        cpu: str = "x86_64 avx2 avx512_vnni avx512f",
+    ) -> PassReport:
+        workspace = tmp_path / "workspace"
+        workspace.mkdir()
+        context = PassContext(
+            options=QuantizeOptions(scheme=scheme, ignore=ignore),
+            calibration=calibration,
+            cpu=cpu,
+            threads=1,
+            seed=0,
+            workspace=workspace,
+            progress=lambda fraction: None,
+        )
+        return apply_pass("quantize", graph, output=tmp_path / "quantized.onnx", context=context)
+
+    return run
+
+
+def run(path: Path, **feeds: Array) -> Array:
+    session = ort.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+    result: Array = session.run(None, feeds)[0]
+    return result
+
+
+def sqnr_db(reference: Array, approximation: Array) -> float:
+    return float(10 * np.log10((reference**2).sum() / ((reference - approximation) ** 2).sum()))
+
+
+def operators(path: Path) -> Counter[str]:
+    return Counter(node.op_type for node in onnx.load(path).graph.node)
+
+
+def fused_operators(path: Path) -> Counter[str]:
+    """The operators ONNX Runtime will really run."""
+    options = ort.SessionOptions()
+    options.optimized_model_filepath = str(path.with_suffix(".fused.onnx"))
+    options.log_severity_level = 3
+    ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+    return operators(path.with_suffix(".fused.onnx"))
+
+
+def integer_weights(path: Path, *, smallest: int = 64) -> list[Array]:
+    arrays = [numpy_helper.to_array(tensor) for tensor in onnx.load(path).graph.initializer]
+    return [array for array in arrays if array.dtype == np.int8 and array.size > smallest]
+
+
+def test_quantize_chooses_static_when_convolutions_do_the_work(quantize: Quantize, tmp_path: Path) -> None:
+    graph = convolutional_graph(tmp_path / "model.onnx")
+    report = quantize(graph, calibration=image_dataset(32))
+    assert report.findings["scheme"] == "static"
+    quantized = tmp_path / "quantized.onnx"
+    assert "BatchNormalization" not in operators(quantized)
+    fused = fused_operators(quantized)
+    assert fused["Conv"] == 0
+    assert fused["QLinearConv"] == 2
+    held_out = images(16, seed=9)
+    assert sqnr_db(run(graph, image=held_out), run(quantized, image=held_out)) > 20
+    assert quantized.stat().st_size < 0.6 * graph.stat().st_size
+
+
+def test_quantize_works_on_an_opset_without_per_channel_scales(quantize: Quantize, tmp_path: Path) -> None:
+    graph = convolutional_graph(tmp_path / "model.onnx", opset=11)
+    quantize(graph, calibration=image_dataset(16))
+    held_out = images(8, seed=9)
+    assert sqnr_db(run(graph, image=held_out), run(tmp_path / "quantized.onnx", image=held_out)) > 20
+
+
+def test_quantize_chooses_dynamic_when_matrix_products_do_the_work(quantize: Quantize, tmp_path: Path) -> None:
+    graph = embedding_graph(tmp_path / "model.onnx")
+    report = quantize(graph)
+    assert report.findings["scheme"] == "dynamic"
+    quantized = tmp_path / "quantized.onnx"
+    assert operators(quantized)["MatMulInteger"] == 2
+    ids = np.random.default_rng(3).integers(0, 2000, (4, 11))
+    assert sqnr_db(run(graph, input_ids=ids), run(quantized, input_ids=ids)) > 25
+    # The embedding table too: four bytes to one.
+    assert quantized.stat().st_size < 0.35 * graph.stat().st_size
+
+
+def test_quantize_chooses_dynamic_when_the_net_is_recurrent(quantize: Quantize, tmp_path: Path) -> None:
+    graph = recurrent_graph(tmp_path / "model.onnx")
+    assert quantize(graph).findings["integer_operators"] == {"DynamicQuantizeLSTM": 1}
+    steps = np.random.default_rng(3).normal(size=(7, 3, 32)).astype(np.float32)
+    assert sqnr_db(run(graph, sequence=steps), run(tmp_path / "quantized.onnx", sequence=steps)) > 25
+
+
+def test_quantize_never_makes_convolutions_dynamic(quantize: Quantize, tmp_path: Path) -> None:
+    graph = convolutional_graph(tmp_path / "model.onnx")
+    quantize(graph, scheme="dynamic")
+    found = operators(tmp_path / "quantized.onnx")
+    assert found["ConvInteger"] == 0
+    assert found["MatMulInteger"] == 1
+
+
+def test_quantize_names_the_keys_when_calibration_is_missing(quantize: Quantize, tmp_path: Path) -> None:
+    with pytest.raises(InvalidArgument, match=r"calibration\.file.*scheme: dynamic"):
+        quantize(convolutional_graph(tmp_path / "model.onnx"))
+
+
+def test_quantize_keeps_ignored_nodes_in_float(quantize: Quantize, tmp_path: Path) -> None:
+    graph = convolutional_graph(tmp_path / "model.onnx")
+    report = quantize(graph, ignore=("block/*",), calibration=image_dataset(16))
+    assert "block/conv" in report.findings["ignored"]
+    fused = fused_operators(tmp_path / "quantized.onnx")
+    assert (fused["QLinearConv"], fused["Conv"]) == (1, 1)
+
+
+def test_quantize_keeps_an_ignored_gemm_in_float_when_dynamic(quantize: Quantize, tmp_path: Path) -> None:
+    graph = convolutional_graph(tmp_path / "model.onnx")
+    with pytest.raises(BuildFailed, match="changed nothing"):
+        quantize(graph, scheme="dynamic", ignore=("head",))
+
+
+def test_quantize_names_the_pattern_when_it_matches_nothing(quantize: Quantize, tmp_path: Path) -> None:
+    with pytest.raises(InvalidArgument, match=r"'encoder\*'.*stem/conv"):
+        quantize(convolutional_graph(tmp_path / "model.onnx"), ignore=("encoder*",), calibration=image_dataset(8))
+
+
+def test_quantize_fails_when_there_is_nothing_to_quantize(quantize: Quantize, tmp_path: Path) -> None:
+    with pytest.raises(BuildFailed, match="changed nothing"):
+        quantize(elementwise_graph(tmp_path / "model.onnx"))
+
+
+def test_quantize_refuses_a_graph_that_is_quantized_already(quantize: Quantize, tmp_path: Path) -> None:
+    quantize(embedding_graph(tmp_path / "model.onnx"))
+    context_free = (tmp_path / "quantized.onnx").rename(tmp_path / "first.onnx")
+    (tmp_path / "workspace").rename(tmp_path / "first-workspace")
+    with pytest.raises(InvalidArgument, match=r"quantized already.*MatMulInteger"):
+        quantize(context_free)
+
+
+@pytest.mark.parametrize("content", [b"", b"not onnx at all", b"\x08\x07"])
+def test_quantize_refuses_a_damaged_file(quantize: Quantize, tmp_path: Path, content: bytes) -> None:
+    graph = tmp_path / "model.onnx"
+    graph.write_bytes(content)
+    with pytest.raises(InvalidArgument):
+        quantize(graph)
+
+
+def test_quantize_leaves_masked_attention_in_float_when_static(quantize: Quantize, tmp_path: Path) -> None:
+    # A mask of -inf has no finite range, and an integer scale for it would make every answer NaN.
+    rng = np.random.default_rng(0)
+    weights: dict[str, Array] = {
+        "w": rng.normal(0, 0.1, (16, 16)).astype(np.float32),
+        "minus_infinity": np.array(-np.inf, dtype=np.float32),
+        "zero": np.array(0, dtype=np.float32),
+    }
+    nodes = [
+        helper.make_node("MatMul", ["x", "w"], ["q"], name="project"),
+        helper.make_node("Transpose", ["x"], ["k"], name="turn", perm=[0, 2, 1]),
+        helper.make_node("MatMul", ["q", "k"], ["scores"], name="scores"),
+        helper.make_node("Where", ["mask", "zero", "minus_infinity"], ["bias"], name="bias"),
+        helper.make_node("Add", ["scores", "bias"], ["masked"], name="mask"),
+        helper.make_node("Softmax", ["masked"], ["weights"], name="softmax"),
+        helper.make_node("MatMul", ["weights", "x"], ["y"], name="mix"),
+    ]
+    graph = save(
+        tmp_path / "model.onnx",
+        nodes,
+        weights,
+        inputs={"x": (TensorProto.FLOAT, ["batch", 5, 16]), "mask": (TensorProto.BOOL, ["batch", 1, 5])},
+        outputs={"y": ["batch", 5, 16]},
+    )
+    x = rng.normal(size=(8, 5, 16)).astype(np.float32)
+    mask = np.ones((8, 1, 5), dtype=bool)
+    mask[:, :, 3:] = False
+    samples = Dataset(tuple({"x": one, "mask": seen} for one, seen in zip(x, mask, strict=True)))
+    report = quantize(graph, scheme="static", calibration=samples)
+    assert set(report.findings["left_in_float"]) >= {"mask", "scores", "mix"}
+    assert sqnr_db(run(graph, x=x, mask=mask), run(tmp_path / "quantized.onnx", x=x, mask=mask)) > 25
+
+
+def test_quantize_keeps_both_uses_right_when_gemms_share_a_weight(quantize: Quantize, tmp_path: Path) -> None:
+    weights: dict[str, Array] = {"w": np.random.default_rng(0).normal(0, 0.25, (16, 16)).astype(np.float32)}
+    nodes = [
+        helper.make_node("Gemm", ["x", "w"], ["once"], name="first", transB=1),
+        helper.make_node("Tanh", ["once"], ["active"], name="tanh"),
+        helper.make_node("Gemm", ["active", "w"], ["y"], name="second", transB=1),
+    ]
+    graph = save(
+        tmp_path / "model.onnx",
+        nodes,
+        weights,
+        inputs={"x": (TensorProto.FLOAT, ["batch", 16])},
+        outputs={"y": ["batch", 16]},
+    )
+    quantize(graph, scheme="dynamic")
+    x = np.random.default_rng(1).normal(size=(4, 16)).astype(np.float32)
+    assert sqnr_db(run(graph, x=x), run(tmp_path / "quantized.onnx", x=x)) > 25
+
+
+@pytest.mark.parametrize(
+    ("cpu", "expected"),
+    [
+        ("x86_64 avx avx2 fma", True),
+        ("x86_64 avx2 avx512bw avx512f", True),
+        ("x86_64 avx2 avx512_vnni avx512f", False),
+        ("x86_64 avx2 avx_vnni", False),
+        ("x86_64 amx_int8 avx2 avx512f", False),
+        ("x86_64 avx sse4_1", False),
+        ("aarch64 asimd asimddp", False),
+        (cpu_identity("x86_64", "flags\t\t: fpu avx avx2 fma"), True),
+    ],
+)
+def test_reduced_range_is_needed_when_int8_products_saturate(cpu: str, expected: bool) -> None:
+    assert needs_reduced_range(cpu) is expected
+
+
+@pytest.mark.parametrize(("cpu", "largest"), [("x86_64 avx2", 64), ("x86_64 avx2 avx_vnni", 127)])
+def test_quantize_keeps_weights_to_seven_bits_when_the_cpu_saturates(
+    quantize: Quantize, tmp_path: Path, cpu: str, largest: int
+) -> None:
+    quantize(convolutional_graph(tmp_path / "model.onnx"), calibration=image_dataset(8), cpu=cpu)
+    weights = integer_weights(tmp_path / "quantized.onnx")
+    assert len(weights) == 3
+    assert max(int(np.abs(weight.astype(int)).max()) for weight in weights) == largest
+
+
+def test_quantize_changes_neither_inputs_nor_outputs(quantize: Quantize, tmp_path: Path) -> None:
+    graph = convolutional_graph(tmp_path / "model.onnx")
+    quantize(graph, calibration=image_dataset(8))
+
+    def interface(path: Path) -> list[Any]:
+        session = ort.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+        return [(value.name, value.type, value.shape) for value in (*session.get_inputs(), *session.get_outputs())]
+
+    assert interface(tmp_path / "quantized.onnx") == interface(graph)
+
+
+@pytest.mark.parametrize("scheme", ["static", "dynamic"])
+def test_quantize_keeps_weights_beside_the_graph_when_one_file_cannot_hold_them(
+    quantize: Quantize, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, scheme: str
+) -> None:
+    monkeypatch.setattr(preparation, "SINGLE_FILE_BYTES", 10_000)
+    graph = convolutional_graph(tmp_path / "model.onnx")
+    quantize(graph, scheme=scheme, calibration=image_dataset(8))
+    data = tmp_path / "quantized.onnx.data"
+    assert data.stat().st_size > 9000
+    folder = tmp_path / "moved"
+    folder.mkdir()
+    data.rename(folder / data.name)
+    moved = (tmp_path / "quantized.onnx").rename(folder / "quantized.onnx")
+    held_out = images(4, seed=9)
+    assert sqnr_db(run(graph, image=held_out), run(moved, image=held_out)) > 20
