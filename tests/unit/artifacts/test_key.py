@@ -127,7 +127,7 @@ def test_tier_recipe_changes_when_samples_passes_or_dense_do(tmp_path: Path) -> 
         tier_recipe(DENSE, _changed(model, evaluation=None), INT8, threads=1),
         tier_recipe(digest("other dense"), model, INT8, threads=1),
     }
-    assert len(recipes) == 6
+    assert len(recipes) == 7
 
 
 def test_tier_recipe_changes_when_a_pass_is_revised(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

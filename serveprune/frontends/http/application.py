@@ -1,0 +1,111 @@
+import asyncio
+import logging
+from collections.abc import Callable
+from concurrent.futures import Executor
+from typing import TypeVar
+
+from serveprune.config.server import ServerConfig
+from serveprune.errors import Code, Internal, ServePruneError, Unavailable
+from serveprune.frontends.http.asgi import Receive, Scope, Send
+from serveprune.frontends.http.body import inflate, read_body
+from serveprune.frontends.http.inference import InferenceHandler
+from serveprune.frontends.http.planes import ControlPlane, DataPlane
+from serveprune.frontends.http.reply import Reply, error_reply, json_reply
+from serveprune.frontends.http.request_headers import parse_headers
+from serveprune.frontends.http.routes import HttpRoute, Operation, find_route
+from serveprune.oip.json_codec import parse_object
+from serveprune.oip.json_documents import (
+    model_metadata_document,
+    repository_index_document,
+    server_metadata_document,
+)
+from serveprune.oip.parameters import flag
+
+_log = logging.getLogger(__name__)
+
+_Result = TypeVar("_Result")
+_FOR_THE_LOG = (Code.INTERNAL, Code.DATA_LOSS)
+
+
+class HttpApplication:
+    """The Open Inference Protocol as an ASGI application.
+
+    Calls that may take long run on ``workers``; everything else runs on the event loop.
+    """
+
+    def __init__(
+        self,
+        dataplane: DataPlane,
+        controlplane: ControlPlane,
+        *,
+        config: ServerConfig,
+        workers: Executor,
+        on_rejected: Callable[[Code], None],
+    ) -> None:
+        self._dataplane = dataplane
+        self._controlplane = controlplane
+        self._config = config
+        self._workers = workers
+        self._inference = InferenceHandler(dataplane, config=config, workers=workers, on_rejected=on_rejected)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer one request; what a client that has left is sent, the server drops."""
+        reply = await self._reply(scope, receive)
+        await reply.send(send)
+
+    async def _reply(self, scope: Scope, receive: Receive) -> Reply:
+        try:
+            route = find_route(scope["method"], scope["raw_path"])
+            if route.operation is Operation.INFER:
+                return await self._inference.answer(route, scope["headers"], receive)
+            return await self._describe(route, scope, receive)
+        except ServePruneError as error:
+            if error.code in _FOR_THE_LOG:
+                _log.error("%s %s: %s", scope["method"], scope["path"], error.message)
+            return error_reply(error)
+        except asyncio.CancelledError:
+            # Only the end of a stop's patience cancels this task, and the caller should hear of it.
+            return error_reply(Unavailable("the server is shutting down", retry_after_seconds=1.0))
+        except Exception:  # whatever it is, the client gets an answer and the log gets the trace
+            _log.exception("%s %s failed", scope["method"], scope["path"])
+            return error_reply(Internal("internal error; see the server's log"))
+
+    async def _describe(self, route: HttpRoute, scope: Scope, receive: Receive) -> Reply:
+        plane, model, version = self._dataplane, route.model, route.version
+        match route.operation:
+            case Operation.LIVE:
+                live = plane.live()
+                return json_reply({"live": live}, status=200 if live else 503)
+            case Operation.READY:
+                ready = plane.ready()
+                return json_reply({"ready": ready}, status=200 if ready else 503)
+            case Operation.MODEL_READY:
+                ready = plane.model_ready(model, version=version)
+                return json_reply({"name": model, "ready": ready}, status=200 if ready else 503)
+            case Operation.SERVER_METADATA:
+                return json_reply(server_metadata_document(plane.server_metadata()))
+            case Operation.MODEL_METADATA:
+                return json_reply(model_metadata_document(plane.model_metadata(model, version=version)))
+            case Operation.TIERS:
+                return json_reply(await self._apart(lambda: self._controlplane.tiers(model)))
+            case _:
+                return await self._index(scope, receive)
+
+    async def _index(self, scope: Scope, receive: Receive) -> Reply:
+        headers = parse_headers(scope["headers"])
+        limit = self._config.max_request_bytes
+        body = await read_body(
+            receive,
+            declared_bytes=headers.body_bytes,
+            max_bytes=limit,
+            timeout_seconds=self._config.body_timeout_seconds,
+        )
+        body = inflate(body, coding=headers.coding, max_bytes=limit)
+        # tritonclient sends no body at all.
+        document = parse_object(body, where="repository index") if body else {}
+        ready_only = flag(document.get("ready", False), where="repository index: ready")
+        entries = await self._apart(lambda: self._controlplane.index(ready_only=ready_only))
+        return json_reply(repository_index_document(entries))
+
+    async def _apart(self, call: Callable[[], _Result]) -> _Result:
+        return await asyncio.get_running_loop().run_in_executor(self._workers, call)

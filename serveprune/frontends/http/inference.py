@@ -1,0 +1,123 @@
+"""One inference over HTTP: body in, data plane, body out."""
+
+import asyncio
+import time
+from collections.abc import Callable
+from concurrent.futures import Executor
+
+import numpy as np
+
+from serveprune.config.server import ServerConfig
+from serveprune.errors import Code, ServePruneError
+from serveprune.frontends.http.asgi import Header, Headers, Receive
+from serveprune.frontends.http.body import Body, inflate, read_body
+from serveprune.frontends.http.errors import UnsupportedMediaType
+from serveprune.frontends.http.pending_answer import PendingAnswer
+from serveprune.frontends.http.planes import DataPlane
+from serveprune.frontends.http.reply import Reply
+from serveprune.frontends.http.request_headers import RequestHeaders, parse_headers
+from serveprune.frontends.http.routes import HttpRoute
+from serveprune.oip.datatype import Datatype
+from serveprune.oip.json_codec import decode_request, encode_response
+from serveprune.oip.messages import InferenceRequest, InferenceResponse
+from serveprune.oip.output_format import OutputFormat
+from serveprune.oip.tensor import Tensor
+
+_INLINE_BYTES = 2**20
+"""Bodies above this size are decoded and encoded apart from the event loop, which serves the others meanwhile."""
+
+_JSON = (b"content-type", b"application/json")
+_BINARY = (b"content-type", b"application/octet-stream")
+
+
+class InferenceHandler:
+    """Answers ``POST /v2/models/{model}/infer``."""
+
+    def __init__(
+        self,
+        dataplane: DataPlane,
+        *,
+        config: ServerConfig,
+        workers: Executor,
+        on_rejected: Callable[[Code], None],
+    ) -> None:
+        self._dataplane = dataplane
+        self._config = config
+        self._workers = workers
+        self._on_rejected = on_rejected
+
+    async def answer(self, route: HttpRoute, headers: Headers, receive: Receive) -> Reply:
+        """Answer one request.
+
+        Raises:
+            ServePruneError: It cannot be answered.
+        """
+        deadline = time.monotonic() + self._config.request_timeout_seconds
+        try:
+            request, output_format = await self._decode(route, headers, receive, deadline=deadline)
+        except ServePruneError as error:
+            # Later refusals are the data plane's, which counts them itself.
+            self._on_rejected(error.code)
+            raise
+        pending = PendingAnswer(
+            self._dataplane.submit(request), receive=receive, timeout_seconds=deadline - time.monotonic()
+        )
+        return await self._encode(await pending.result(), output_format)
+
+    async def _decode(
+        self, route: HttpRoute, headers: Headers, receive: Receive, *, deadline: float
+    ) -> tuple[InferenceRequest, OutputFormat]:
+        parsed = parse_headers(headers)
+        body = await read_body(
+            receive,
+            declared_bytes=parsed.body_bytes,
+            max_bytes=self._config.max_request_bytes,
+            timeout_seconds=self._config.body_timeout_seconds,
+        )
+        if len(body) <= _INLINE_BYTES and parsed.coding == b"identity":
+            return self._decode_body(body, parsed, route, deadline)
+        loop = asyncio.get_running_loop()
+        return await loop.run_in_executor(self._workers, self._decode_body, body, parsed, route, deadline)
+
+    def _decode_body(
+        self, body: Body, headers: RequestHeaders, route: HttpRoute, deadline: float
+    ) -> tuple[InferenceRequest, OutputFormat]:
+        body = inflate(body, coding=headers.coding, max_bytes=self._config.max_request_bytes)
+        if headers.raw_media_type is not None:
+            tensor = self._raw_input(body, route, media_type=headers.raw_media_type)
+            request = InferenceRequest(
+                route.model, (tensor,), version=route.version, tier=headers.tier, deadline=deadline
+            )
+            return request, OutputFormat()
+        return decode_request(
+            body,
+            header_length=headers.json_bytes,
+            model=route.model,
+            version=route.version,
+            tier=headers.tier,
+            deadline=deadline,
+        )
+
+    def _raw_input(self, body: Body, route: HttpRoute, *, media_type: bytes) -> Tensor:
+        metadata = self._dataplane.model_metadata(route.model, version=route.version)
+        spec = next((spec for spec in metadata.inputs if spec.datatype is Datatype.BYTES), None)
+        if spec is None:
+            raise UnsupportedMediaType(
+                f"Content-Type: expected JSON, since model {route.model} has no BYTES input, got "
+                f"{media_type.decode('latin-1')}"
+            )
+        array = np.empty((1,) * len(spec.shape), dtype=object)
+        array[...] = bytes(body)
+        return Tensor(spec.name, Datatype.BYTES, array)
+
+    async def _encode(self, response: InferenceResponse, output_format: OutputFormat) -> Reply:
+        if sum(tensor.array.nbytes for tensor in response.outputs) <= _INLINE_BYTES:
+            parts, json_bytes = encode_response(response, output_format)
+        else:
+            loop = asyncio.get_running_loop()
+            parts, json_bytes = await loop.run_in_executor(self._workers, encode_response, response, output_format)
+        tier: Header = (b"x-compression-tier", response.tier.encode("latin-1", errors="replace"))
+        if json_bytes is None:
+            return Reply(200, (_JSON, tier), parts)
+        length: Header = (b"inference-header-content-length", b"%d" % json_bytes)
+        return Reply(200, (_BINARY, length, tier), parts)

@@ -1,0 +1,52 @@
+"""What the front end needs of the serving core; ``serving.DataPlane`` and ``serving.ControlPlane`` have it."""
+
+from concurrent.futures import Future
+from typing import Any, Protocol
+
+from serveprune.oip.messages import (
+    InferenceRequest,
+    InferenceResponse,
+    ModelMetadata,
+    RepositoryEntry,
+    ServerMetadata,
+)
+
+
+class DataPlane(Protocol):
+    """Answers inference and metadata. Every method may raise ``ServePruneError`` and none may block."""
+
+    def submit(self, request: InferenceRequest) -> "Future[InferenceResponse]":
+        """Start answering; the future is cancelled when the caller has left."""
+        ...
+
+    def live(self) -> bool:
+        """Tell whether the process answers at all."""
+        ...
+
+    def ready(self) -> bool:
+        """Tell whether every model can be served."""
+        ...
+
+    def server_metadata(self) -> ServerMetadata:
+        """Return who answers."""
+        ...
+
+    def model_ready(self, name: str, *, version: str | None) -> bool:
+        """Tell whether a model, or one tier of it, can be served now."""
+        ...
+
+    def model_metadata(self, name: str, *, version: str | None) -> ModelMetadata:
+        """Return what a model or one of its tiers takes and gives."""
+        ...
+
+
+class ControlPlane(Protocol):
+    """Tells what is registered. Methods may read files, so they run apart from the event loop."""
+
+    def index(self, *, ready_only: bool = False) -> list[RepositoryEntry]:
+        """Return the repository index."""
+        ...
+
+    def tiers(self, name: str) -> dict[str, Any]:
+        """Return the tiers of a model, ready to be JSON."""
+        ...

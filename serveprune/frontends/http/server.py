@@ -1,0 +1,133 @@
+import asyncio
+import logging
+import socket
+import threading
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import uvicorn
+
+from serveprune.config.server import Address, ServerConfig
+from serveprune.errors import Code, FailedPrecondition, Internal
+from serveprune.frontends.http.application import HttpApplication
+from serveprune.frontends.http.connection import connection_class
+from serveprune.frontends.http.planes import ControlPlane, DataPlane
+
+_log = logging.getLogger(__name__)
+
+_BACKLOG = 2048
+_WORKERS = 4
+"""Threads that decode and encode large bodies; each may hold several times a body's size."""
+_KEEP_ALIVE_SECONDS = 75
+"""Longer than the 60 s after which common load balancers close an idle connection themselves."""
+_START_SECONDS = 30.0
+_LAST_WORDS_SECONDS = 0.05
+_STOP_MARGIN_SECONDS = 5.0
+_POLL_SECONDS = 0.005
+
+
+class HttpFrontend:
+    """The Open Inference Protocol over HTTP, on an event loop in a thread of its own."""
+
+    def __init__(
+        self,
+        dataplane: DataPlane,
+        controlplane: ControlPlane,
+        *,
+        config: ServerConfig,
+        on_rejected: Callable[[Code], None],
+    ) -> None:
+        self._config = config
+        self._workers = ThreadPoolExecutor(_WORKERS, thread_name_prefix="http-worker")
+        self._application = HttpApplication(
+            dataplane, controlplane, config=config, workers=self._workers, on_rejected=on_rejected
+        )
+        self._server: _Server | None = None
+        self._thread: threading.Thread | None = None
+
+    def start(self) -> Address:
+        """Begin to serve and return where, with the real port.
+
+        Raises:
+            FailedPrecondition: The address cannot be listened on.
+        """
+        listener = _listen(self._config.http)
+        host, port = listener.getsockname()[:2]
+        server = _Server(self._uvicorn_config())
+        thread = threading.Thread(target=_serve, args=(server, listener), name="http", daemon=True)
+        thread.start()
+        deadline = time.monotonic() + _START_SECONDS
+        while not server.started:
+            if not thread.is_alive() or time.monotonic() > deadline:
+                listener.close()
+                raise Internal("the HTTP front end did not start; see the server's log")
+            time.sleep(_POLL_SECONDS)
+        self._server, self._thread = server, thread
+        return Address(host, port)
+
+    def stop(self, *, drain_seconds: float) -> None:
+        """Stop accepting, finish what is in flight for so long at the most, then close; idempotent."""
+        if self._server is None or self._thread is None:
+            return
+        # uvicorn reads it only when it stops.
+        self._server.config.timeout_graceful_shutdown = drain_seconds
+        self._server.should_exit = True
+        self._thread.join(drain_seconds + _STOP_MARGIN_SECONDS)
+        if self._thread.is_alive():
+            _log.error("the HTTP front end did not stop within %.1f s", drain_seconds + _STOP_MARGIN_SECONDS)
+        self._workers.shutdown(wait=False, cancel_futures=True)
+        self._server = self._thread = None
+
+    def _uvicorn_config(self) -> Any:
+        return uvicorn.Config(
+            self._application,
+            http=connection_class(patience_seconds=self._config.body_timeout_seconds),
+            loop="uvloop",
+            ws="none",
+            lifespan="off",
+            interface="asgi3",
+            log_config=None,
+            access_log=False,
+            server_header=False,
+            proxy_headers=False,
+            timeout_keep_alive=_KEEP_ALIVE_SECONDS,
+            backlog=_BACKLOG,
+        )
+
+
+class _Server(uvicorn.Server):  # type: ignore[misc]  # uvicorn is not analysed, see pyproject.toml
+    """uvicorn's server, which also closes the connections that outlast its patience."""
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().shutdown(sockets)
+        if not self.server_state.connections:
+            return
+        # Requests that were cut off just now get the time to say so.
+        await asyncio.sleep(_LAST_WORDS_SECONDS)
+        for connection in list(self.server_state.connections):
+            connection.transport.close()
+        await asyncio.sleep(_LAST_WORDS_SECONDS)
+        for connection in list(self.server_state.connections):
+            connection.transport.abort()
+        await asyncio.sleep(0)
+
+
+def _serve(server: _Server, listener: socket.socket) -> None:
+    try:
+        server.run(sockets=[listener])
+    except Exception:  # a thread's exception has no other way out
+        _log.exception("the HTTP front end failed")
+
+
+def _listen(address: Address) -> socket.socket:
+    try:
+        family, *_, target = socket.getaddrinfo(
+            address.host, address.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+        )[0]
+        return socket.create_server((target[0], target[1]), family=family, backlog=_BACKLOG)
+    except OSError as error:
+        raise FailedPrecondition(
+            f"server.http: cannot listen on {address}: {error.strerror or error}; choose another address"
+        ) from None

@@ -1,0 +1,253 @@
+"""What every front end must answer, free of any protocol.
+
+A runner sends each case over its protocol, in every form the protocol has for it, to a server that has the
+models of ``contract.numpy_plane`` (or the same models as ONNX files), and compares.
+"""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from serveprune.errors import Code
+from serveprune.oip.binary_tensors import decode_binary, encode_binary
+from serveprune.oip.datatype import Datatype
+from serveprune.oip.messages import Parameter
+from serveprune.oip.tensor import Array
+
+
+@dataclass(frozen=True, slots=True)
+class WireTensor:
+    """A tensor as it stands in a message, so that it can also contradict itself."""
+
+    name: str
+    datatype: str
+    shape: tuple[int, ...]
+    content: bytes
+
+    @classmethod
+    def of(cls, name: str, array: Array, *, datatype: Datatype | None = None) -> "WireTensor":
+        chosen = datatype or Datatype.of(array.dtype)
+        return cls(name, chosen, array.shape, bytes(encode_binary(array, chosen)))
+
+    @property
+    def array(self) -> Array:
+        """The elements; only for tensors that are in order."""
+        return decode_binary(
+            memoryview(self.content), name=self.name, datatype=Datatype(self.datatype), shape=self.shape
+        ).array
+
+    @property
+    def has_json_form(self) -> bool:
+        """Whether JSON can say all elements exactly."""
+        if self.datatype in (Datatype.FP16, Datatype.BF16):
+            return False
+        if self.datatype in (Datatype.FP32, Datatype.FP64):
+            return bool(np.isfinite(self.array).all())
+        if self.datatype == Datatype.BYTES:
+            return all(_is_utf8(element) for element in self.array.ravel())
+        return True
+
+
+@dataclass(frozen=True, slots=True)
+class Case:
+    """One request, and its answer or the code of its refusal.
+
+    Attributes:
+        tier: Sent as header or metadata ``x-compression-tier``.
+        expected: Outputs of the answer, in order.
+        served_tier: Tier that the answer must name.
+        refusal: Code of the error, if it is one.
+        mentions: What the error's message must contain.
+        retry_after_seconds: Whole seconds of Retry-After over HTTP.
+    """
+
+    name: str
+    model: str
+    inputs: tuple[WireTensor, ...]
+    outputs: tuple[str, ...] = ()
+    version: str | None = None
+    id: str | None = None
+    parameters: Mapping[str, Parameter] = field(default_factory=dict)
+    tier: str | None = None
+    expected: tuple[WireTensor, ...] = ()
+    served_tier: str = "dense"
+    refusal: Code | None = None
+    mentions: str = ""
+    retry_after_seconds: int | None = None
+
+    def __str__(self) -> str:
+        return self.name
+
+    @property
+    def has_json_form(self) -> bool:
+        """Whether request and answer can be JSON alone; never so for tensors that contradict themselves."""
+        return all(tensor.has_json_form for tensor in (*self.inputs, *self.expected))
+
+
+def _is_utf8(element: bytes) -> bool:
+    try:
+        element.decode()
+    except UnicodeDecodeError:
+        return False
+    return True
+
+
+def _elements(*values: bytes) -> Array:
+    array = np.empty(len(values), dtype=object)
+    array[:] = values
+    return array
+
+
+_SAMPLES: Mapping[Datatype, Array] = {
+    Datatype.BOOL: np.array([[True, False, True]]),
+    Datatype.UINT8: np.array([[0, 7, 255]], dtype=np.uint8),
+    Datatype.UINT16: np.array([[0, 7, 2**16 - 1]], dtype=np.uint16),
+    Datatype.UINT32: np.array([[0, 7, 2**32 - 1]], dtype=np.uint32),
+    Datatype.UINT64: np.array([[0, 2**53 + 1, 2**64 - 1]], dtype=np.uint64),
+    Datatype.INT8: np.array([[-128, 7, 127]], dtype=np.int8),
+    Datatype.INT16: np.array([[-(2**15), 7, 2**15 - 1]], dtype=np.int16),
+    Datatype.INT32: np.array([[-(2**31), 7, 2**31 - 1]], dtype=np.int32),
+    Datatype.INT64: np.array([[-(2**63), 2**53 + 1, 2**63 - 1]], dtype=np.int64),
+    Datatype.FP16: np.array([[0.5, -2.0, 65504.0]], dtype=np.float16),
+    Datatype.FP32: np.array([[0.1, -2.0, 3.4e38], [1e-45, 0.0, -0.0]], dtype=np.float32),
+    Datatype.FP64: np.array([[0.1, -2.0, 1.7e308]], dtype=np.float64),
+    Datatype.BF16: np.array([[0x3F80, 0xBF80, 0x7F7F]], dtype=np.uint16),
+    Datatype.BYTES: _elements(b"boot", "größer 靴".encode(), b"").reshape(1, 3),
+}
+
+
+def identity_model(datatype: Datatype) -> str:
+    """Name of the model that gives its input ``x``, of shape [-1, -1], back as ``y``."""
+    return f"identity_{datatype.lower()}"
+
+
+def _identity(name: str, array: Array, datatype: Datatype) -> Case:
+    return Case(
+        name,
+        identity_model(datatype),
+        (WireTensor.of("x", array, datatype=datatype),),
+        expected=(WireTensor.of("y", array, datatype=datatype),),
+    )
+
+
+_A = np.array([[1.0, 2.0, 3.0], [4.0, 5.0, 6.0]], dtype=np.float32)
+_B = np.array([[0.5, 0.5, 0.5], [0.0, 1.0, 2.0]], dtype=np.float32)
+_TERMS = (WireTensor.of("a", _A), WireTensor.of("b", _B))
+_SUM = WireTensor.of("sum", np.array([[1.5, 2.5, 3.5], [4.0, 6.0, 8.0]], dtype=np.float32))
+_DIFFERENCE = WireTensor.of("difference", np.array([[0.5, 1.5, 2.5], [4.0, 4.0, 4.0]], dtype=np.float32))
+_SPECIAL = np.array([[math.nan, math.inf, -math.inf]])
+
+ANSWERED: tuple[Case, ...] = (
+    *(_identity(f"{datatype} survives", array, datatype) for datatype, array in _SAMPLES.items()),
+    _identity("NaN and infinity in FP32 survive", _SPECIAL.astype(np.float32), Datatype.FP32),
+    _identity("NaN and infinity in FP64 survive", _SPECIAL, Datatype.FP64),
+    _identity("BYTES that are no text survive", _elements(b"\xff\x00\xfe").reshape(1, 1), Datatype.BYTES),
+    Case("several inputs and outputs", "add", _TERMS, expected=(_SUM, _DIFFERENCE)),
+    Case("inputs in another order", "add", _TERMS[::-1], expected=(_SUM, _DIFFERENCE)),
+    Case("one output", "add", _TERMS, outputs=("difference",), expected=(_DIFFERENCE,)),
+    Case("outputs in the wanted order", "add", _TERMS, ("difference", "sum"), expected=(_DIFFERENCE, _SUM)),
+    Case("named version", "add", _TERMS, version="1", expected=(_SUM, _DIFFERENCE)),
+    Case("id comes back", "add", _TERMS, id="request-7 ü", expected=(_SUM, _DIFFERENCE)),
+    Case("tier by qualified name", "add@int8", _TERMS, expected=(_SUM, _DIFFERENCE), served_tier="int8"),
+    Case("tier by header", "add", _TERMS, tier="int8", expected=(_SUM, _DIFFERENCE), served_tier="int8"),
+    Case(
+        "tier by parameter",
+        "add",
+        _TERMS,
+        parameters={"tier": "int8"},
+        expected=(_SUM, _DIFFERENCE),
+        served_tier="int8",
+    ),
+    Case(
+        "tier said three times alike",
+        "add@int8",
+        _TERMS,
+        parameters={"tier": "int8"},
+        tier="int8",
+        expected=(_SUM, _DIFFERENCE),
+        served_tier="int8",
+    ),
+    Case(
+        "parameters of every type",
+        "add",
+        _TERMS,
+        parameters={"flag": True, "count": -3, "ratio": 0.25, "word": "ü"},
+        expected=(_SUM, _DIFFERENCE),
+    ),
+)
+"""Requests that every server with these models answers."""
+
+
+def _refused(name: str, *inputs: WireTensor, model: str = "add", mentions: str) -> Case:
+    return Case(name, model, inputs, refusal=Code.INVALID_ARGUMENT, mentions=mentions)
+
+
+REFUSED: tuple[Case, ...] = (
+    Case("unknown model", "nobody", _TERMS, refusal=Code.NOT_FOUND, mentions="nobody"),
+    Case("unknown version", "add", _TERMS, version="99", refusal=Code.NOT_FOUND, mentions="99"),
+    Case("unknown tier by name", "add@int3", _TERMS, refusal=Code.NOT_FOUND, mentions="int3"),
+    Case("unknown tier by header", "add", _TERMS, tier="int3", refusal=Code.NOT_FOUND, mentions="int3"),
+    Case("tiers disagree", "add@int8", _TERMS, tier="dense", refusal=Code.INVALID_ARGUMENT, mentions="tier"),
+    Case("unknown output", "add", _TERMS, ("product",), refusal=Code.INVALID_ARGUMENT, mentions="product"),
+    _refused("unknown input", *_TERMS, WireTensor.of("c", _B), mentions="'c'"),
+    _refused("missing input", _TERMS[0], mentions="b"),
+    _refused("no input", mentions="a"),
+    _refused("wrong datatype", _TERMS[0], WireTensor.of("b", _B.astype(np.float64)), mentions="FP64"),
+    _refused("wrong rank", _TERMS[0], WireTensor.of("b", _B.ravel()), mentions="[6]"),
+    _refused("wrong static size", _TERMS[0], WireTensor.of("b", _B[:, :2]), mentions="[2, 2]"),
+    _refused("empty batch", WireTensor.of("a", _A[:0]), WireTensor.of("b", _B[:0]), mentions="[0, 3]"),
+    _refused("rows disagree", _TERMS[0], WireTensor.of("b", _B[:1]), mentions="rows"),
+)
+"""Requests in good form that every server with these models refuses."""
+
+CONTRADICTING: tuple[Case, ...] = (
+    _refused("input sent twice", *_TERMS, _TERMS[0], mentions="'a'"),
+    _refused("unknown datatype", WireTensor("a", "FP8", (2, 3), b"\0" * 6), mentions="FP8"),
+    _refused("datatype in lower case", WireTensor("a", "fp32", (1,), b"\0" * 4), mentions="fp32"),
+    _refused("negative size", WireTensor("a", "FP32", (-1, 3), b"\0" * 12), mentions="-1"),
+    _refused("huge size", WireTensor("a", "FP32", (2**62, 3), b"\0" * 12), mentions=str(2**62)),
+    _refused("sizes whose product overflows", WireTensor("a", "FP32", (2**33, 2**33), b"\0" * 12), mentions="'a'"),
+    _refused("too many axes", WireTensor("a", "FP32", (1,) * 100, b"\0" * 4), mentions="100"),
+    _refused("huge tensor that is empty", WireTensor("a", "FP32", (0, 2**40, 2**40), b""), mentions="'a'"),
+    _refused("too few bytes", WireTensor("a", "FP32", (2, 3), b"\0" * 20), mentions="20"),
+    _refused("too many bytes", WireTensor("a", "FP32", (2, 3), b"\0" * 28), mentions="28"),
+    _refused("BOOL that is neither", WireTensor("x", "BOOL", (1,), b"\2"), model="identity_bool", mentions="BOOL"),
+    _refused(
+        "BYTES element beyond the end",
+        WireTensor("x", "BYTES", (1,), b"\x05\0\0\0ab"),
+        model="identity_bytes",
+        mentions="element 0",
+    ),
+    _refused(
+        "BYTES after the last element",
+        WireTensor("x", "BYTES", (1,), b"\x01\0\0\0ab"),
+        model="identity_bytes",
+        mentions="after the last",
+    ),
+    _refused(
+        "BYTES length cut short",
+        WireTensor("x", "BYTES", (2,), b"\x02\0\0\0ab\x01\0"),
+        model="identity_bytes",
+        mentions="element 1",
+    ),
+    _refused(
+        "BYTES with a huge count",
+        WireTensor("x", "BYTES", (2**39,), b"\0\0\0\0"),
+        model="identity_bytes",
+        mentions=str(2**39),
+    ),
+)
+"""Tensors that contradict themselves; only binary forms can carry them."""
+
+FAILING: tuple[Case, ...] = (
+    Case("model crashes", "broken", (), refusal=Code.INTERNAL, mentions="internal error; see the server's log"),
+    Case("tier not yet built", "building", (), refusal=Code.UNAVAILABLE, mentions="building", retry_after_seconds=3),
+    Case("queue is full", "full", (), refusal=Code.RESOURCE_EXHAUSTED, mentions="full", retry_after_seconds=1),
+    Case("too late", "late", (), refusal=Code.DEADLINE_EXCEEDED, mentions="deadline"),
+    Case("wrong state", "unprepared", (), refusal=Code.FAILED_PRECONDITION, mentions="extra"),
+    Case("not built here", "unimplemented", (), refusal=Code.UNIMPLEMENTED, mentions="streams"),
+    Case("damaged store", "damaged", (), refusal=Code.DATA_LOSS, mentions="digest"),
+)
+"""Models of the double that fail, each with another code."""
