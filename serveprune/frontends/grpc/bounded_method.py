@@ -1,0 +1,79 @@
+import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+
+import grpc
+
+from serveprune.errors import Code, ResourceExhausted
+from serveprune.frontends.grpc.runtime import HandlerCallDetails, RpcMethodHandler, ServicerContext
+from serveprune.frontends.grpc.status import abort
+
+_RETRY_SECONDS = 1.0
+
+
+class BoundedMethod:
+    """Refuses calls of one method at arrival while too many of them wait for a worker. Thread-safe.
+
+    They would wait in the runtime's pool, without bound and unseen by the data plane's admission.
+
+    Args:
+        name: Full name, ``/package.Service/Method``.
+        handler: Of a method that reads its requests as a stream.
+        limit: Calls that may wait.
+        pool: Runs the refusals.
+        on_rejected: Told of each refusal.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        handler: RpcMethodHandler,
+        *,
+        limit: int,
+        pool: ThreadPoolExecutor,
+        on_rejected: Callable[[Code], None],
+    ) -> None:
+        self._name = name
+        self._limit = limit
+        self._on_rejected = on_rejected
+        self._behaviour = handler.stream_unary
+        self._waiting = 0
+        self._lock = threading.Lock()
+        self._admitting = _handler(self._begin, pool=self._behaviour.experimental_thread_pool)
+        self._refusing = _handler(self._refuse, pool=pool)
+
+    def service(self, call: HandlerCallDetails) -> RpcMethodHandler | None:
+        """Return the handler for a call that has just arrived; ``None`` for other methods' calls."""
+        if call.method != self._name:
+            return None
+        with self._lock:
+            if self._waiting >= self._limit:
+                return self._refusing
+            self._waiting += 1
+        return self._admitting
+
+    def _begin(self, messages: Iterator[bytes], context: ServicerContext) -> bytes:
+        with self._lock:
+            self._waiting -= 1
+        response: bytes = self._behaviour(messages, context)
+        return response
+
+    def _refuse(self, messages: Iterator[bytes], context: ServicerContext) -> bytes:
+        self._on_rejected(Code.RESOURCE_EXHAUSTED)
+        abort(
+            context,
+            ResourceExhausted(
+                f"{self._limit} gRPC calls already wait (server.max_queued_requests); retry later",
+                retry_after_seconds=_RETRY_SECONDS,
+            ),
+        )
+
+
+def _handler(
+    behaviour: Callable[[Iterator[bytes], ServicerContext], bytes], *, pool: ThreadPoolExecutor
+) -> RpcMethodHandler:
+    def pooled(messages: Iterator[bytes], context: ServicerContext) -> bytes:
+        return behaviour(messages, context)
+
+    pooled.experimental_thread_pool = pool  # type: ignore[attr-defined]
+    return grpc.stream_unary_rpc_method_handler(pooled)

@@ -1,0 +1,67 @@
+"""From the protocol-neutral answers to protobuf messages."""
+
+from collections.abc import Iterable, Sequence
+
+from serveprune.frontends.grpc.pb import open_inference_pb2 as pb
+from serveprune.oip.binary_tensors import encode_binary
+from serveprune.oip.messages import InferenceResponse, ModelMetadata, Parameter, RepositoryEntry, ServerMetadata
+from serveprune.oip.tensor import TensorSpec
+
+_INT64_MAX = 2**63 - 1
+
+
+def encode_response(response: InferenceResponse) -> pb.ModelInferResponse:
+    """Return the message for an answer, its tensors in ``raw_output_contents``."""
+    message = pb.ModelInferResponse(model_name=response.model, model_version=response.version, id=response.id or "")
+    for name, value in response.parameters.items():
+        message.parameters[name].CopyFrom(encode_parameter(value))
+    for tensor in response.outputs:
+        message.outputs.add(name=tensor.name, datatype=tensor.datatype, shape=tensor.shape)
+        message.raw_output_contents.append(bytes(encode_binary(tensor.array, tensor.datatype)))
+    return message
+
+
+def encode_parameter(value: Parameter) -> pb.InferParameter:
+    """Return a parameter in the field that fits its type."""
+    if isinstance(value, bool):
+        return pb.InferParameter(bool_param=value)
+    if isinstance(value, int):
+        return pb.InferParameter(uint64_param=value) if value > _INT64_MAX else pb.InferParameter(int64_param=value)
+    if isinstance(value, float):
+        return pb.InferParameter(double_param=value)
+    return pb.InferParameter(string_param=value)
+
+
+def encode_server_metadata(metadata: ServerMetadata) -> pb.ServerMetadataResponse:
+    """Return the message for the server's metadata."""
+    return pb.ServerMetadataResponse(name=metadata.name, version=metadata.version, extensions=metadata.extensions)
+
+
+def encode_model_metadata(metadata: ModelMetadata) -> pb.ModelMetadataResponse:
+    """Return the message for a model's metadata."""
+    return pb.ModelMetadataResponse(
+        name=metadata.name,
+        versions=metadata.versions,
+        platform=metadata.platform,
+        inputs=_encode_specs(metadata.inputs),
+        outputs=_encode_specs(metadata.outputs),
+        properties=metadata.properties,
+    )
+
+
+def encode_index(entries: Iterable[RepositoryEntry]) -> pb.RepositoryIndexResponse:
+    """Return the message for the repository index."""
+    lines = [
+        pb.RepositoryIndexResponse.ModelIndex(
+            name=entry.name, version=entry.version, state=entry.state, reason=entry.reason
+        )
+        for entry in entries
+    ]
+    return pb.RepositoryIndexResponse(models=lines)
+
+
+def _encode_specs(specs: Sequence[TensorSpec]) -> list[pb.ModelMetadataResponse.TensorMetadata]:
+    return [
+        pb.ModelMetadataResponse.TensorMetadata(name=spec.name, datatype=spec.datatype, shape=spec.shape)
+        for spec in specs
+    ]

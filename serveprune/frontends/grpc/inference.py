@@ -1,0 +1,154 @@
+"""``inference.GRPCInferenceService``: decode, call the planes, encode."""
+
+import math
+import threading
+import time
+from collections.abc import Callable, Mapping
+from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
+from typing import NoReturn
+
+from google.protobuf.message import Message
+
+from serveprune.errors import Cancelled, Code, DeadlineExceeded, InvalidArgument, ServePruneError, Unimplemented
+from serveprune.frontends.grpc.decoding import TIER_METADATA, decode_request
+from serveprune.frontends.grpc.encoding import (
+    encode_index,
+    encode_model_metadata,
+    encode_response,
+    encode_server_metadata,
+)
+from serveprune.frontends.grpc.methods import Answer, UnaryMethods
+from serveprune.frontends.grpc.pb import open_inference_pb2 as pb
+from serveprune.frontends.grpc.runtime import RpcMethodHandler, ServicerContext
+from serveprune.frontends.http.planes import ControlPlane, DataPlane
+from serveprune.oip.messages import InferenceResponse
+
+SERVICE: str = pb.DESCRIPTOR.services_by_name["GRPCInferenceService"].full_name
+
+_FIXED_REPOSITORY = "models come from the configuration file; change it instead of loading or unloading by request"
+
+
+class InferenceService:
+    """Answers the methods of the Open Inference Protocol.
+
+    Args:
+        dataplane: Answers inference and metadata requests.
+        controlplane: Answers the repository index.
+        request_timeout_seconds: Waits no longer than this for an answer.
+        on_rejected: Told the code of each inference request that fails to reach the data plane.
+    """
+
+    def __init__(
+        self,
+        dataplane: DataPlane,
+        controlplane: ControlPlane,
+        *,
+        request_timeout_seconds: float,
+        on_rejected: Callable[[Code], None],
+    ) -> None:
+        self._dataplane = dataplane
+        self._controlplane = controlplane
+        self._timeout_seconds = request_timeout_seconds
+        self._on_rejected = on_rejected
+
+    def inference_handler(self, methods: UnaryMethods, *, pool: ThreadPoolExecutor) -> RpcMethodHandler:
+        """Return the handler of ``ModelInfer``, each call of which occupies a thread until it is answered."""
+        return methods.handler(self.model_infer, request=pb.ModelInferRequest, pool=pool)
+
+    def quick_handlers(self, methods: UnaryMethods, *, pool: ThreadPoolExecutor) -> Mapping[str, RpcMethodHandler]:
+        """Return the handlers of all other methods, none of which waits for anything."""
+        answers: dict[str, tuple[Answer, type[Message]]] = {
+            "ServerLive": (self.server_live, pb.ServerLiveRequest),
+            "ServerReady": (self.server_ready, pb.ServerReadyRequest),
+            "ModelReady": (self.model_ready, pb.ModelReadyRequest),
+            "ServerMetadata": (self.server_metadata, pb.ServerMetadataRequest),
+            "ModelMetadata": (self.model_metadata, pb.ModelMetadataRequest),
+            "RepositoryIndex": (self.repository_index, pb.RepositoryIndexRequest),
+            "RepositoryModelLoad": (self.repository_change, pb.RepositoryModelLoadRequest),
+            "RepositoryModelUnload": (self.repository_change, pb.RepositoryModelUnloadRequest),
+        }
+        return {
+            name: methods.handler(answer, request=request, pool=pool) for name, (answer, request) in answers.items()
+        }
+
+    def server_live(self, request: pb.ServerLiveRequest, context: ServicerContext) -> pb.ServerLiveResponse:
+        """Answer ``ServerLive``."""
+        return pb.ServerLiveResponse(live=self._dataplane.live())
+
+    def server_ready(self, request: pb.ServerReadyRequest, context: ServicerContext) -> pb.ServerReadyResponse:
+        """Answer ``ServerReady``."""
+        return pb.ServerReadyResponse(ready=self._dataplane.ready())
+
+    def model_ready(self, request: pb.ModelReadyRequest, context: ServicerContext) -> pb.ModelReadyResponse:
+        """Answer ``ModelReady``."""
+        return pb.ModelReadyResponse(ready=self._dataplane.model_ready(request.name, version=request.version or None))
+
+    def server_metadata(self, request: pb.ServerMetadataRequest, context: ServicerContext) -> pb.ServerMetadataResponse:
+        """Answer ``ServerMetadata``."""
+        return encode_server_metadata(self._dataplane.server_metadata())
+
+    def model_metadata(self, request: pb.ModelMetadataRequest, context: ServicerContext) -> pb.ModelMetadataResponse:
+        """Answer ``ModelMetadata``."""
+        return encode_model_metadata(self._dataplane.model_metadata(request.name, version=request.version or None))
+
+    def repository_index(
+        self, request: pb.RepositoryIndexRequest, context: ServicerContext
+    ) -> pb.RepositoryIndexResponse:
+        """Answer ``RepositoryIndex``."""
+        if request.repository_name:
+            raise InvalidArgument(f"expected no repository_name, for there is one, got {request.repository_name!r}")
+        return encode_index(self._controlplane.index(ready_only=request.ready))
+
+    def repository_change(
+        self,
+        request: pb.RepositoryModelLoadRequest | pb.RepositoryModelUnloadRequest,
+        context: ServicerContext,
+    ) -> NoReturn:
+        """Answer ``RepositoryModelLoad`` and ``RepositoryModelUnload``."""
+        raise Unimplemented(_FIXED_REPOSITORY)
+
+    def model_infer(self, request: pb.ModelInferRequest, context: ServicerContext) -> pb.ModelInferResponse:
+        """Answer ``ModelInfer``; the serving tier is in the trailing metadata too."""
+        deadline = _deadline(context)
+        try:
+            decoded = decode_request(request, metadata=context.invocation_metadata(), deadline=deadline)
+        except ServePruneError as error:
+            self._on_rejected(error.code)
+            raise
+        response = self._await(self._dataplane.submit(decoded), context, deadline=deadline)
+        if response.tier.isascii() and response.tier.isprintable():  # all that a header may hold
+            context.set_trailing_metadata(((TIER_METADATA, response.tier),))
+        return encode_response(response)
+
+    def _await(
+        self, answer: "Future[InferenceResponse]", context: ServicerContext, *, deadline: float | None
+    ) -> InferenceResponse:
+        """Wait for an answer no longer than the caller does, and give it up when the caller leaves."""
+        over = threading.Event()
+
+        def leave() -> None:
+            answer.cancel()
+            over.set()
+
+        answer.add_done_callback(lambda _: over.set())
+        if not context.add_callback(leave):
+            leave()
+        remaining = self._timeout_seconds if deadline is None else deadline - time.monotonic()
+        if not over.wait(min(remaining, self._timeout_seconds)):
+            answer.cancel()
+            raise DeadlineExceeded("the request was not answered in time")
+        if not answer.done():
+            raise Cancelled("the caller left before the request was answered")
+        try:
+            return answer.result()
+        except CancelledError:
+            raise Cancelled("the caller left before the request was answered") from None
+
+
+def _deadline(context: ServicerContext) -> float | None:
+    """Return the caller's deadline on ``time.monotonic()``."""
+    remaining: float | None = context.time_remaining()
+    # A call without a deadline has one at the end of time.
+    if remaining is None or not math.isfinite(remaining) or remaining > threading.TIMEOUT_MAX:
+        return None
+    return time.monotonic() + remaining

@@ -1,0 +1,64 @@
+"""From a function of messages to a handler of the gRPC runtime."""
+
+import logging
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import grpc
+from google.protobuf.message import DecodeError, Message
+
+from serveprune.errors import Internal, InvalidArgument, ServePruneError
+from serveprune.frontends.grpc.receiving import ReceivingCalls
+from serveprune.frontends.grpc.runtime import RpcMethodHandler, ServicerContext
+from serveprune.frontends.grpc.status import abort
+
+_log = logging.getLogger(__name__)
+
+Answer = Callable[[Any, ServicerContext], Message]
+"""Takes the request message and the call; returns the response message or raises."""
+
+
+class UnaryMethods:
+    """Makes handlers that answer one message with one, and every error with its status.
+
+    To the runtime each is a method with a stream of requests, of which it reads one; on the wire there is no
+    difference. Only so does the handler run before the message is there, and can limit the wait for it.
+    """
+
+    def __init__(self, receiving: ReceivingCalls) -> None:
+        self._receiving = receiving
+
+    def handler(self, answer: Answer, *, request: type[Message], pool: ThreadPoolExecutor) -> RpcMethodHandler:
+        """Return the handler of a method.
+
+        Args:
+            answer: Called in a thread of ``pool``.
+            request: Class of the request message.
+            pool: Runs the calls.
+        """
+
+        def behaviour(messages: Iterator[bytes], context: ServicerContext) -> bytes:
+            received = self._receiving.receive(messages, context)
+            try:
+                return answer(_parsed(received, request), context).SerializeToString()
+            except ServePruneError as error:
+                failure = error
+            except Exception:  # whatever it is, the caller must not see it
+                _log.exception("unexpected failure in a call with %s", request.DESCRIPTOR.full_name)
+                failure = Internal("internal error; see the server's log")
+            return abort(context, failure)
+
+        behaviour.experimental_thread_pool = pool  # type: ignore[attr-defined]
+        return grpc.stream_unary_rpc_method_handler(behaviour)
+
+
+def _parsed(serialized: bytes | None, message: type[Message]) -> Message:
+    if serialized is None:
+        raise InvalidArgument(f"expected one {message.DESCRIPTOR.full_name}, got none")
+    try:
+        return message.FromString(serialized)
+    except DecodeError:
+        raise InvalidArgument(
+            f"expected a serialized {message.DESCRIPTOR.full_name}, got {len(serialized)} bytes that are none"
+        ) from None

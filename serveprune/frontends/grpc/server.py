@@ -1,0 +1,140 @@
+import logging
+import threading
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+
+import grpc
+
+from serveprune.config.server import Address, ServerConfig
+from serveprune.errors import Code, FailedPrecondition
+from serveprune.frontends.grpc.bounded_method import BoundedMethod
+from serveprune.frontends.grpc.health import HealthService, add_health
+from serveprune.frontends.grpc.inference import SERVICE, InferenceService
+from serveprune.frontends.grpc.methods import UnaryMethods
+from serveprune.frontends.grpc.receiving import ReceivingCalls
+from serveprune.frontends.grpc.reflection import add_reflection
+from serveprune.frontends.grpc.runtime import Server
+from serveprune.frontends.grpc.streams import OpenStreams
+from serveprune.frontends.http.planes import ControlPlane, DataPlane
+
+_log = logging.getLogger(__name__)
+
+_QUICK_WORKERS = 8
+"""Threads for the calls that wait for nothing: probes are answered however busy inference is."""
+
+_STREAM_WORKERS = 4
+"""Threads for reflection; each open stream occupies one."""
+
+_UPKEEP_SECONDS = 0.5
+"""How often overdue messages and changes of readiness are looked for."""
+
+_FAREWELL_SECONDS = 1.0
+"""How long a drain waits for the last words to watchers, and for cancelled calls to end."""
+
+
+class GrpcFrontend:
+    """Serves the Open Inference Protocol, health and reflection over gRPC. Thread-safe.
+
+    Args:
+        dataplane: Answers inference and metadata requests.
+        controlplane: Answers the repository index.
+        config: Address, workers and limits.
+        on_rejected: Told the code of each inference request that fails to reach the data plane.
+    """
+
+    def __init__(
+        self,
+        dataplane: DataPlane,
+        controlplane: ControlPlane,
+        *,
+        config: ServerConfig,
+        on_rejected: Callable[[Code], None],
+    ) -> None:
+        self._config = config
+        self._on_rejected = on_rejected
+        self._service = InferenceService(
+            dataplane,
+            controlplane,
+            request_timeout_seconds=config.request_timeout_seconds,
+            on_rejected=on_rejected,
+        )
+        self._receiving = ReceivingCalls(timeout_seconds=config.body_timeout_seconds)
+        self._streams = OpenStreams()
+        self._health = HealthService(dataplane.ready, services=frozenset(("", SERVICE)), streams=self._streams)
+        self._server: Server | None = None
+        self._pools: tuple[ThreadPoolExecutor, ...] = ()
+        self._stopped = threading.Event()
+        self._upkeep = threading.Thread(target=self._keep_up, name="grpc-upkeep", daemon=True)
+
+    def start(self) -> Address:
+        """Bind and serve; return the address with its real port.
+
+        Raises:
+            FailedPrecondition: The address cannot be bound.
+        """
+        workers = ThreadPoolExecutor(self._config.grpc_workers, thread_name_prefix="grpc")
+        quick = ThreadPoolExecutor(_QUICK_WORKERS, thread_name_prefix="grpc-quick")
+        streaming = ThreadPoolExecutor(_STREAM_WORKERS, thread_name_prefix="grpc-stream")
+        self._pools = (workers, quick, streaming)
+        server: Server = grpc.server(quick, options=self._options())
+        methods = UnaryMethods(self._receiving)
+        server.add_registered_method_handlers(SERVICE, self._service.quick_handlers(methods, pool=quick))
+        inference = BoundedMethod(
+            f"/{SERVICE}/ModelInfer",
+            self._service.inference_handler(methods, pool=workers),
+            limit=self._config.max_queued_requests,
+            pool=quick,
+            on_rejected=self._on_rejected,
+        )
+        server.add_generic_rpc_handlers((inference,))
+        add_health(server, self._health, methods=methods, pool=quick)
+        add_reflection(server, pool=streaming, streams=self._streams)
+        port = self._bind(server)
+        server.start()
+        self._server = server
+        self._upkeep.start()
+        return Address(self._config.grpc.host, port)
+
+    def stop(self, *, drain_seconds: float) -> None:
+        """Refuse new calls, answer those in flight, cancel what is left after ``drain_seconds``; idempotent."""
+        server, self._server = self._server, None
+        self._stopped.set()
+        if server is not None:
+            self._upkeep.join(_FAREWELL_SECONDS)
+            farewell = threading.Thread(target=self._health.drain, name="grpc-farewell", daemon=True)
+            farewell.start()
+            # A watcher that reads nothing would hold either thread for good.
+            farewell.join(_FAREWELL_SECONDS)
+            stopped = server.stop(drain_seconds)
+            self._streams.cancel_all()
+            if not stopped.wait(drain_seconds + _FAREWELL_SECONDS):
+                _log.warning("calls were still open %s s after the drain; left to themselves", _FAREWELL_SECONDS)
+        for pool in self._pools:
+            pool.shutdown(wait=False)
+
+    def _bind(self, server: Server) -> int:
+        address = self._config.grpc
+        try:
+            port: int = server.add_insecure_port(str(address))
+        except RuntimeError as error:
+            raise FailedPrecondition(
+                f"server.grpc: cannot listen on {address}; is the port taken, or the host another machine's? "
+                "choose another address"
+            ) from error
+        return port
+
+    def _options(self) -> list[tuple[str, int]]:
+        return [
+            ("grpc.max_receive_message_length", self._config.max_request_bytes),
+            ("grpc.max_send_message_length", self._config.max_request_bytes),
+            # By default a second server on the same port takes half of the first one's calls, without a word.
+            ("grpc.so_reuseport", 0),
+        ]
+
+    def _keep_up(self) -> None:
+        while not self._stopped.wait(_UPKEEP_SECONDS):
+            try:
+                self._receiving.cut_off()
+                self._health.refresh()
+            except Exception:  # the next round must come
+                _log.exception("upkeep of the gRPC front end failed")

@@ -1,0 +1,81 @@
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from contract.cases import Case, WireTensor
+from serveprune.frontends.grpc.pb import open_inference_pb2 as pb
+from serveprune.oip.messages import Parameter
+from serveprune.oip.tensor import Array
+
+CONTENTS = {
+    "BOOL": "bool_contents",
+    "INT8": "int_contents",
+    "INT16": "int_contents",
+    "INT32": "int_contents",
+    "INT64": "int64_contents",
+    "UINT8": "uint_contents",
+    "UINT16": "uint_contents",
+    "UINT32": "uint_contents",
+    "UINT64": "uint64_contents",
+    "FP32": "fp32_contents",
+    "FP64": "fp64_contents",
+    "BYTES": "bytes_contents",
+}
+
+
+def raw_message(case: Case) -> pb.ModelInferRequest:
+    message = _message(case)
+    message.raw_input_contents.extend(tensor.content for tensor in case.inputs)
+    return message
+
+
+def typed_message(case: Case) -> pb.ModelInferRequest:
+    message = _message(case)
+    for declared, tensor in zip(message.inputs, case.inputs, strict=True):
+        getattr(declared.contents, CONTENTS[tensor.datatype]).extend(tensor.array.ravel().tolist())
+    return message
+
+
+def has_typed_form(case: Case) -> bool:
+    return all(tensor.datatype in CONTENTS for tensor in case.inputs)
+
+
+def of_arrays(model: str, **arrays: Array) -> pb.ModelInferRequest:
+    return raw_message(Case("", model, tuple(WireTensor.of(name, array) for name, array in arrays.items())))
+
+
+def metadata(case: Case) -> Sequence[tuple[str, str]]:
+    return (("x-compression-tier", case.tier),) if case.tier else ()
+
+
+def outputs(answer: pb.ModelInferResponse) -> tuple[WireTensor, ...]:
+    return tuple(
+        WireTensor(output.name, output.datatype, tuple(output.shape), content)
+        for output, content in zip(answer.outputs, answer.raw_output_contents, strict=True)
+    )
+
+
+def floats(answer: pb.ModelInferResponse) -> list[Any]:
+    return list(np.frombuffer(answer.raw_output_contents[0], dtype="<f4").tolist())
+
+
+def _message(case: Case) -> pb.ModelInferRequest:
+    message = pb.ModelInferRequest(model_name=case.model, model_version=case.version or "", id=case.id or "")
+    for tensor in case.inputs:
+        message.inputs.add(name=tensor.name, datatype=tensor.datatype, shape=tensor.shape)
+    for name in case.outputs:
+        message.outputs.add(name=name)
+    for name, value in case.parameters.items():
+        message.parameters[name].CopyFrom(_parameter(value))
+    return message
+
+
+def _parameter(value: Parameter) -> pb.InferParameter:
+    if isinstance(value, bool):
+        return pb.InferParameter(bool_param=value)
+    if isinstance(value, int):
+        return pb.InferParameter(int64_param=value)
+    if isinstance(value, float):
+        return pb.InferParameter(double_param=value)
+    return pb.InferParameter(string_param=value)
