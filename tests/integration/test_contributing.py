@@ -26,7 +26,7 @@ def apply_diff(folder: Path, diff: str) -> None:
 
 def test_walk_adds_a_pass_that_compresses_the_demo_network(tmp_path: Path) -> None:
     shutil.copytree(REPOSITORY / "serveprune", tmp_path / "serveprune")
-    commands = []
+    commands: list[str] = []
     for block in BLOCK.finditer((REPOSITORY / "CONTRIBUTING.md").read_text(encoding="utf-8")):
         if block["language"] == "diff":
             apply_diff(tmp_path, block["text"])

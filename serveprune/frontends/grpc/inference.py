@@ -20,7 +20,7 @@ from serveprune.frontends.grpc.encoding import (
 from serveprune.frontends.grpc.methods import Answer, UnaryMethods
 from serveprune.frontends.grpc.pb import open_inference_pb2 as pb
 from serveprune.frontends.grpc.runtime import RpcMethodHandler, ServicerContext
-from serveprune.frontends.http.planes import ControlPlane, DataPlane
+from serveprune.frontends.planes import ControlPlane, DataPlane
 from serveprune.oip.messages import InferenceResponse
 
 SERVICE: str = pb.DESCRIPTOR.services_by_name["GRPCInferenceService"].full_name

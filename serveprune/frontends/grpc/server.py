@@ -15,7 +15,7 @@ from serveprune.frontends.grpc.receiving import ReceivingCalls
 from serveprune.frontends.grpc.reflection import add_reflection
 from serveprune.frontends.grpc.runtime import Server
 from serveprune.frontends.grpc.streams import OpenStreams
-from serveprune.frontends.http.planes import ControlPlane, DataPlane
+from serveprune.frontends.planes import ControlPlane, DataPlane
 
 _log = logging.getLogger(__name__)
 

@@ -9,10 +9,10 @@ from serveprune.errors import Code, Internal, ServePruneError, Unavailable
 from serveprune.frontends.http.asgi import Receive, Scope, Send
 from serveprune.frontends.http.body import inflate, read_body
 from serveprune.frontends.http.inference import InferenceHandler
-from serveprune.frontends.http.planes import ControlPlane, DataPlane
 from serveprune.frontends.http.reply import Reply, error_reply, json_reply
 from serveprune.frontends.http.request_headers import parse_headers
 from serveprune.frontends.http.routes import HttpRoute, Operation, find_route
+from serveprune.frontends.planes import ControlPlane, DataPlane
 from serveprune.oip.json_codec import parse_object
 from serveprune.oip.json_documents import (
     model_metadata_document,

@@ -13,10 +13,10 @@ from serveprune.frontends.http.asgi import Header, Headers, Receive
 from serveprune.frontends.http.body import Body, inflate, read_body
 from serveprune.frontends.http.errors import UnsupportedMediaType
 from serveprune.frontends.http.pending_answer import PendingAnswer
-from serveprune.frontends.http.planes import DataPlane
 from serveprune.frontends.http.reply import Reply
 from serveprune.frontends.http.request_headers import RequestHeaders, parse_headers
 from serveprune.frontends.http.routes import HttpRoute
+from serveprune.frontends.planes import DataPlane
 from serveprune.oip.datatype import Datatype
 from serveprune.oip.json_codec import decode_request, encode_response
 from serveprune.oip.messages import InferenceRequest, InferenceResponse

@@ -13,7 +13,7 @@ from serveprune.config.server import Address, ServerConfig
 from serveprune.errors import Code, FailedPrecondition, Internal
 from serveprune.frontends.http.application import HttpApplication
 from serveprune.frontends.http.connection import connection_class
-from serveprune.frontends.http.planes import ControlPlane, DataPlane
+from serveprune.frontends.planes import ControlPlane, DataPlane
 
 _log = logging.getLogger(__name__)
 
