@@ -4,6 +4,7 @@ import importlib.util
 import logging
 import signal
 import threading
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from threading import Event
@@ -122,8 +123,14 @@ class Server:
         return endpoints
 
     def stop(self, *, drain_seconds: float | None = None) -> None:
-        """Stop accepting, answer what is in flight, end builds, free everything; idempotent."""
+        """Stop accepting, answer what is in flight, end builds, free everything; idempotent.
+
+        All that waits shares one patience: an orchestrator kills a process that takes longer than it promised.
+        """
         drain = self.config.server.drain_seconds if drain_seconds is None else drain_seconds
+        deadline = time.monotonic() + drain
+        # First, for a build takes cores from the requests that are to be answered.
+        self.controlplane.cancel_builds()
         fronts = [
             threading.Thread(target=front.stop, kwargs={"drain_seconds": drain}) for front in (self._http, self._grpc)
         ]
@@ -132,7 +139,7 @@ class Server:
         for thread in fronts:
             thread.join()
         self.dataplane.close()
-        self._scheduler.stop(drain_seconds=drain)
+        self._scheduler.stop(drain_seconds=max(0.0, deadline - time.monotonic()))
         self.controlplane.stop()
         if self._metrics_server is not None:
             self._metrics_server.shutdown()

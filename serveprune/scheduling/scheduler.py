@@ -16,7 +16,8 @@ class Scheduler:
     """Runs jobs of all variants on a bounded set of executor threads.
 
     Work-conserving: a free executor takes at once what waits, as one batch where it fits; nothing waits for a
-    timer. Jobs whose caller is gone or whose deadline has passed are dropped before compute. Thread-safe.
+    timer. Jobs whose caller is gone or whose deadline has passed are dropped before compute. The jobs of a
+    batch that fails are run one by one, so that each fails or succeeds for itself. Thread-safe.
     """
 
     def __init__(
@@ -112,20 +113,19 @@ class Scheduler:
             feeds, outputs = collate(jobs)
             arrays = jobs[0].executable.run(feeds, outputs=outputs)
             answers = split(jobs, outputs, arrays)
-        except ServePruneError as error:
-            _fail(jobs, error)
-            return
-        except Exception:  # an executor thread must outlive any one batch
-            _log.exception("a batch of %d requests failed", len(jobs))
-            _fail(jobs, Internal("internal error; see the server's log"))
+        except Exception as error:  # an executor thread must outlive any one batch
+            if len(jobs) > 1:
+                # One request that the graph refuses must not fail those it happened to meet.
+                for job in jobs:
+                    self._run([job])
+                return
+            if not isinstance(error, ServePruneError):
+                _log.exception("a request failed")
+                error = Internal("internal error; see the server's log")
+            jobs[0].future.set_exception(error)
             return
         finished = self._clock()
         rows = sum(job.rows for job in jobs)
         self._on_batch(jobs[0].executable, rows)
         for job, answer in zip(jobs, answers, strict=True):
             job.future.set_result(JobResult(answer, started - job.enqueued, finished - started, rows))
-
-
-def _fail(jobs: Sequence[Job], error: ServePruneError) -> None:
-    for job in jobs:
-        job.future.set_exception(error)

@@ -55,9 +55,13 @@ class ControlPlane:
         """Begin to load and build, in the background."""
         self._thread.start()
 
+    def cancel_builds(self) -> None:
+        """Ask a running build to end and begin no other; does not wait."""
+        self._stopped.set()
+
     def stop(self) -> None:
         """End a running build, and take every instance out of service; idempotent."""
-        self._stopped.set()
+        self.cancel_builds()
         if self._thread.is_alive():
             self._thread.join()
         for model in self._registry.models():

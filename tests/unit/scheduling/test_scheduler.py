@@ -116,7 +116,7 @@ def test_scheduler_drops_jobs_before_compute_when_their_deadline_has_passed(
         (ZeroDivisionError("secret detail"), Internal, "internal error; see the server's log"),
     ],
 )
-def test_scheduler_fails_the_batch_and_goes_on_when_the_variant_raises(
+def test_scheduler_fails_the_job_and_goes_on_when_the_variant_raises(
     scheduler: Scheduler, raised: Exception, expected: type[Exception], message: str
 ) -> None:
     variant = Held()
@@ -132,7 +132,28 @@ def test_scheduler_fails_the_batch_and_goes_on_when_the_variant_raises(
     assert after.future.result(30).outputs[0][0, 0] == 6.0
 
 
-def test_scheduler_fails_the_batch_when_the_graph_mixes_rows(scheduler: Scheduler) -> None:
+def test_scheduler_answers_jobs_one_by_one_when_their_batch_fails_because_of_one(scheduler: Scheduler) -> None:
+    class Choosy(Held):
+        def run(self, feeds: Mapping[str, Array], *, outputs: Sequence[str] = ()) -> list[Array]:
+            answers = super().run(feeds, outputs=outputs)
+            if (feeds["x"] == 13).any():
+                raise InvalidArgument("13 is out of range")
+            return answers
+
+    variant = Choosy()
+    occupy(scheduler, variant)
+    good, bad, also_good = (job(variant, value) for value in (1.0, 13.0, 2.0))
+    for one in (good, bad, also_good):
+        scheduler.submit(one)
+    variant.let_go.set()
+    assert good.future.result(30).outputs[0][0, 0] == 2.0
+    assert also_good.future.result(30).outputs[0][0, 0] == 4.0
+    with pytest.raises(InvalidArgument, match="13 is out of range"):
+        bad.future.result(30)
+    assert variant.batches == [1, 3, 1, 1, 1]
+
+
+def test_scheduler_answers_jobs_one_by_one_when_the_graph_mixes_rows(scheduler: Scheduler) -> None:
     class Summing(Held):
         def run(self, feeds: Mapping[str, Array], *, outputs: Sequence[str] = ()) -> list[Array]:
             super().run(feeds, outputs=outputs)
@@ -144,8 +165,7 @@ def test_scheduler_fails_the_batch_when_the_graph_mixes_rows(scheduler: Schedule
     for one in jobs:
         scheduler.submit(one)
     variant.let_go.set()
-    with pytest.raises(Internal, match="expected 2 rows for 2 rows of input"):
-        jobs[0].future.result(30)
+    assert [one.future.result(30).outputs[0].tolist() for one in jobs] == [[[1.0, 1.0]], [[2.0, 2.0]]]
 
 
 def test_scheduler_finishes_what_it_has_and_refuses_more_when_it_stops() -> None:
