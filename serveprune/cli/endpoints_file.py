@@ -1,0 +1,33 @@
+"""A file that says where a server listens: with port 0 nobody else can know."""
+
+import json
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from serveprune.errors import FailedPrecondition
+from serveprune.server import Endpoints
+
+
+@contextmanager
+def endpoints_announced(endpoints: Endpoints, file: Path | None) -> Iterator[None]:
+    """Keep the addresses in a JSON file while the context lasts; whoever waits for it never sees half of it.
+
+    Raises:
+        FailedPrecondition: The file cannot be written.
+    """
+    if file is None:
+        yield
+        return
+    addresses = {"http": str(endpoints.http), "grpc": str(endpoints.grpc), "metrics": str(endpoints.metrics)}
+    unfinished = file.with_name(f"{file.name}.{os.getpid()}")
+    try:
+        unfinished.write_text(json.dumps(addresses), encoding="utf-8")
+        unfinished.replace(file)
+    except OSError as error:
+        raise FailedPrecondition(f"--endpoints-file {file}: cannot be written: {error.strerror}") from error
+    try:
+        yield
+    finally:
+        file.unlink(missing_ok=True)
