@@ -2,6 +2,7 @@
 
 import importlib.util
 import logging
+import os
 import signal
 import threading
 import time
@@ -122,10 +123,13 @@ class Server:
         self.controlplane.start()
         return endpoints
 
-    def stop(self, *, drain_seconds: float | None = None) -> None:
+    def stop(self, *, drain_seconds: float | None = None) -> bool:
         """Stop accepting, answer what is in flight, end builds, free everything; idempotent.
 
         All that waits shares one patience: an orchestrator kills a process that takes longer than it promised.
+
+        Returns:
+            Whether nothing is computed any more. If not, the process must end by ``os._exit``.
         """
         drain = self.config.server.drain_seconds if drain_seconds is None else drain_seconds
         deadline = time.monotonic() + drain
@@ -139,12 +143,13 @@ class Server:
         for thread in fronts:
             thread.join()
         self.dataplane.close()
-        self._scheduler.stop(drain_seconds=max(0.0, deadline - time.monotonic()))
+        at_rest = self._scheduler.stop(drain_seconds=max(0.0, deadline - time.monotonic()))
         self.controlplane.stop()
         if self._metrics_server is not None:
             self._metrics_server.shutdown()
             self._metrics_server.server_close()
             self._metrics_server = None
+        return at_rest
 
     def _start_metrics(self) -> Address:
         address = self.config.server.metrics
@@ -181,5 +186,7 @@ class StopSignals:
 
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
         if self.received.is_set():
-            raise SystemExit(128 + number)
+            # Not SystemExit: the interpreter would wait for the threads that are still answering. Builds end with
+            # their parent, and the kernel releases the leases.
+            os._exit(128 + number)
         self.received.set()

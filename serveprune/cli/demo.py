@@ -8,6 +8,7 @@ from rich.console import Console
 
 from serveprune.cli.client import HttpClient
 from serveprune.cli.serving import run, with_addresses
+from serveprune.cli.tier_table import table_console
 from serveprune.config.loading import load_config
 from serveprune.errors import MissingExtra, ServePruneError
 from serveprune.server import Endpoints, Server
@@ -26,9 +27,9 @@ def demo(
     metrics: Annotated[str | None, typer.Option(help="host:port of the metrics.")] = None,
 ) -> None:
     """Compress and serve two real models: a sentence encoder and an image classifier."""
-    console = Console()
+    console = table_console()
     config_file = lay_out(folder)
-    console.print(f"config {config_file}")
+    console.print(f"config {config_file}", markup=False, soft_wrap=True)
     config = with_addresses(load_config(config_file), http=http, grpc=grpc, metrics=metrics)
 
     def show_and_try(server: Server, endpoints: Endpoints) -> list[str]:
@@ -73,8 +74,15 @@ def _print_commands(server: Server, endpoints: Endpoints, folder: Path, console:
             body = f"-H 'Content-Type: text/plain' --data-binary '{_TEXT}'"
             if model.name == "fashion":
                 body = f"-H 'Content-Type: image/png' --data-binary @{folder / 'boot.png'}"
-            console.print(f"  curl -s {body} {url}/{model.name}@{tier}/infer", soft_wrap=True, highlight=False)
-    console.print(f"  curl -s http://{endpoints.metrics}/metrics | grep serveprune_", soft_wrap=True, highlight=False)
+            console.print(
+                f"  curl -s {body} {url}/{model.name}@{tier}/infer", soft_wrap=True, highlight=False, markup=False
+            )
+    console.print(
+        f"  curl -s http://{endpoints.metrics}/metrics | grep serveprune_",
+        soft_wrap=True,
+        highlight=False,
+        markup=False,
+    )
     console.print("\nserving; Ctrl-C stops")
 
 

@@ -2,9 +2,9 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
 
 from serveprune.cli.serving import run, with_addresses
+from serveprune.cli.tier_table import table_console
 from serveprune.config.loading import load_config
 
 
@@ -23,4 +23,4 @@ def serve(
 ) -> None:
     """Serve the models of a config file, and build the tiers that are not in the store yet."""
     loaded = with_addresses(load_config(config), http=http, grpc=grpc, metrics=metrics)
-    raise typer.Exit(run(loaded, check=check, console=Console(stderr=not check), endpoints_file=endpoints_file))
+    raise typer.Exit(run(loaded, check=check, console=table_console(stderr=not check), endpoints_file=endpoints_file))

@@ -1,5 +1,8 @@
 """What `serve` and `demo` share: start, show the builds, test or keep serving, drain."""
 
+import logging
+import os
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -18,6 +21,8 @@ from serveprune.observability.logs import configure_logs
 from serveprune.preflight import check_datasets
 from serveprune.routing.tier_selection import QUALIFIER
 from serveprune.server import Endpoints, Server, StopSignals
+
+_log = logging.getLogger(__name__)
 
 _POLL_SECONDS = 0.2
 
@@ -51,24 +56,50 @@ def run(
     server = Server(on_free_ports(config) if check else config)
     endpoints = server.start()
     try:
-        # One line, whatever the width of a terminal that is not there.
-        console.print(
-            f"HTTP http://{endpoints.http}  gRPC {endpoints.grpc}  metrics http://{endpoints.metrics}/metrics",
-            soft_wrap=True,
-        )
         with endpoints_announced(endpoints, endpoints_file):
-            _show_until_settled(server, stop_signals, console)
-            if stop_signals.received.is_set():
-                return 0
-            console.print(tier_table(_tiers(server)))
-            problems = after_settling(server, endpoints)
-            if check:
-                problems += self_test(server, endpoints)
-                return _verdict(problems, console)
-            stop_signals.received.wait()
-        console.print("stopping: answering what is in flight")
+            exit_code = _serve(
+                server,
+                endpoints=endpoints,
+                stop_signals=stop_signals,
+                check=check,
+                console=console,
+                after_settling=after_settling,
+            )
     finally:
-        server.stop()
+        at_rest = server.stop()
+    if not at_rest:
+        _log.warning("a batch is still being computed after server.drain_seconds; it is abandoned")
+        sys.stdout.flush()
+        sys.stderr.flush()
+        # An ordinary exit would take the interpreter away from under ONNX Runtime's threads, and abort.
+        os._exit(exit_code)
+    return exit_code
+
+
+def _serve(
+    server: Server,
+    *,
+    endpoints: Endpoints,
+    stop_signals: StopSignals,
+    check: bool,
+    console: Console,
+    after_settling: Callable[[Server, Endpoints], list[str]],
+) -> int:
+    # One line, whatever the width of a terminal that is not there.
+    console.print(
+        f"HTTP http://{endpoints.http}  gRPC {endpoints.grpc}  metrics http://{endpoints.metrics}/metrics",
+        soft_wrap=True,
+    )
+    _show_until_settled(server, stop_signals, console)
+    if stop_signals.received.is_set():
+        return _verdict(["stopped by a signal before every tier was tested"], console) if check else 0
+    console.print(tier_table(_tiers(server)))
+    problems = after_settling(server, endpoints)
+    if check:
+        problems += self_test(server, endpoints)
+        return _verdict(problems, console)
+    stop_signals.received.wait()
+    console.print("stopping: answering what is in flight")
     return 0
 
 

@@ -4,11 +4,20 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from rich.box import SIMPLE_HEAD
+from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
 _STATE_STYLES = {"ready": "green", "building": "yellow", "waiting": "dim", "refused": "red", "failed": "bold red"}
 _MEBIBYTE = 2**20
+_PIPE_COLUMNS = 160
+
+
+def table_console(*, stderr: bool = False) -> Console:
+    """Return a console for tables: as wide as the terminal, or wide enough for whole cells where there is none."""
+    console = Console(stderr=stderr)
+    # Rich takes 80 columns without a terminal, and would break cells that somebody wants to grep for.
+    return console if console.is_terminal else Console(stderr=stderr, width=_PIPE_COLUMNS)
 
 
 def tier_table(models: Iterable[Mapping[str, Any]]) -> Table:

@@ -2,10 +2,9 @@ import json
 from typing import Annotated
 
 import typer
-from rich.console import Console
 
 from serveprune.cli.client import HttpClient
-from serveprune.cli.tier_table import tier_table
+from serveprune.cli.tier_table import table_console, tier_table
 
 
 def tiers(
@@ -20,7 +19,7 @@ def tiers(
     if as_json:
         typer.echo(json.dumps(described[0] if model else described, indent=2))
         return
-    Console().print(tier_table(described))
+    table_console().print(tier_table(described))
 
 
 def _model_names(client: HttpClient) -> list[str]:

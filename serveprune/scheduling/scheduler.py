@@ -59,8 +59,12 @@ class Scheduler:
             self._waiting.append(job)
             self._changed.notify()
 
-    def stop(self, *, drain_seconds: float) -> None:
-        """Finish what was submitted, for so long at the most, then fail the rest; idempotent."""
+    def stop(self, *, drain_seconds: float) -> bool:
+        """Finish what was submitted, for so long at the most, then fail the rest; idempotent.
+
+        Returns:
+            Whether nothing is computed any more: a batch that runs cannot be interrupted.
+        """
         deadline = self._clock() + drain_seconds
         with self._changed:
             self._stopping = True
@@ -75,6 +79,8 @@ class Scheduler:
                 job.future.set_exception(Cancelled("the server shut down before the request was computed"))
         for thread in self._threads:
             thread.join(max(0.0, deadline - self._clock()))
+        with self._changed:
+            return not self._running
 
     def _execute(self) -> None:
         while (batch := self._take()) is not None:

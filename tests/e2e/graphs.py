@@ -1,0 +1,104 @@
+"""ONNX files whose answers can be worked out by hand."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import onnx
+from contract.cases import identity_model
+from onnx import TensorProto, helper, numpy_helper
+
+from serveprune.oip.datatype import Datatype
+
+Shape = Sequence[int | str]
+
+_OPSET = 21
+_IR_VERSION = 10
+_ELEMENT_TYPES = {
+    Datatype.BOOL: TensorProto.BOOL,
+    Datatype.UINT8: TensorProto.UINT8,
+    Datatype.UINT16: TensorProto.UINT16,
+    Datatype.UINT32: TensorProto.UINT32,
+    Datatype.UINT64: TensorProto.UINT64,
+    Datatype.INT8: TensorProto.INT8,
+    Datatype.INT16: TensorProto.INT16,
+    Datatype.INT32: TensorProto.INT32,
+    Datatype.INT64: TensorProto.INT64,
+    Datatype.FP16: TensorProto.FLOAT16,
+    Datatype.FP32: TensorProto.FLOAT,
+    Datatype.FP64: TensorProto.DOUBLE,
+    Datatype.BYTES: TensorProto.STRING,
+}
+
+SLOW_WIDTH = 256
+"""Elements of the input of the model ``slow``."""
+
+
+def write_contract_models(folder: Path) -> list[str]:
+    """Write the models of the contract table that ONNX can express, and return their names."""
+    for datatype, element_type in _ELEMENT_TYPES.items():
+        model = _model(
+            [helper.make_node("Identity", ["x"], ["y"])],
+            inputs=[helper.make_tensor_value_info("x", element_type, ["batch", "columns"])],
+            outputs=[helper.make_tensor_value_info("y", element_type, ["batch", "columns"])],
+        )
+        onnx.save(model, folder / f"{identity_model(datatype)}.onnx")
+    names = ("a", "b"), ("sum", "difference")
+    inputs, outputs = (
+        [helper.make_tensor_value_info(name, TensorProto.FLOAT, ["batch", 3]) for name in group] for group in names
+    )
+    nodes = [helper.make_node("Add", ["a", "b"], ["sum"]), helper.make_node("Sub", ["a", "b"], ["difference"])]
+    onnx.save(_model(nodes, inputs=inputs, outputs=outputs), folder / "add.onnx")
+    return [*map(identity_model, _ELEMENT_TYPES), "add"]
+
+
+def write_slow_model(file: Path) -> None:
+    """Write a model that multiplies (1, 256) by a matrix ``steps`` times: the client says how long it takes.
+
+    The batch is static, so that requests are computed one by one.
+    """
+    weight = np.linalg.qr(np.random.default_rng(7).normal(size=(SLOW_WIDTH, SLOW_WIDTH)))[0].astype(np.float32)
+    value = helper.make_tensor_value_info("value", TensorProto.FLOAT, [1, SLOW_WIDTH])
+    body = helper.make_graph(
+        [
+            helper.make_node("MatMul", ["value", "weight"], ["next"]),
+            helper.make_node("Identity", ["go_on"], ["go_on_still"]),
+        ],
+        "step",
+        [
+            helper.make_tensor_value_info("step", TensorProto.INT64, []),
+            helper.make_tensor_value_info("go_on", TensorProto.BOOL, []),
+            value,
+        ],
+        [
+            helper.make_tensor_value_info("go_on_still", TensorProto.BOOL, []),
+            helper.make_tensor_value_info("next", TensorProto.FLOAT, [1, SLOW_WIDTH]),
+        ],
+    )
+    model = _model(
+        [
+            helper.make_node("Squeeze", ["steps"], ["count"]),
+            helper.make_node("Loop", ["count", "", "x"], ["y"], body=body),
+        ],
+        inputs=[
+            helper.make_tensor_value_info("steps", TensorProto.INT64, [1]),
+            helper.make_tensor_value_info("x", TensorProto.FLOAT, [1, SLOW_WIDTH]),
+        ],
+        outputs=[helper.make_tensor_value_info("y", TensorProto.FLOAT, [1, SLOW_WIDTH])],
+        weights=[numpy_helper.from_array(weight, "weight")],
+    )
+    onnx.save(model, file)
+
+
+def _model(
+    nodes: Sequence[onnx.NodeProto],
+    *,
+    inputs: Sequence[onnx.ValueInfoProto],
+    outputs: Sequence[onnx.ValueInfoProto],
+    weights: Sequence[onnx.TensorProto] = (),
+) -> onnx.ModelProto:
+    graph = helper.make_graph(list(nodes), "small", list(inputs), list(outputs), list(weights))
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", _OPSET)])
+    model.ir_version = _IR_VERSION
+    onnx.checker.check_model(model)
+    return model

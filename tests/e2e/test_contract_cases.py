@@ -1,0 +1,72 @@
+"""The contract table against a real server that runs ONNX files."""
+
+import grpc
+import pytest
+from contract.cases import ANSWERED, CONTRADICTING, REFUSED, Case
+from contract.grpc.messages import metadata, outputs, raw_message
+from contract.http import messages as http_messages
+from contract.http.messages import STATUS, binary_message, json_message, path
+
+from e2e.server_process import ServerProcess
+from serveprune.oip.datatype import Datatype
+
+
+def _is_served_here(case: Case) -> bool:
+    # ONNX Runtime takes no bfloat16 from numpy and only UTF-8 strings; `add` has no weights to compress.
+    bfloat16 = any(tensor.datatype == Datatype.BF16 for tensor in case.inputs)
+    return not bfloat16 and "no text" not in case.name and case.served_tier == "dense"
+
+
+ANSWERED_HERE = [case for case in ANSWERED if _is_served_here(case)]
+
+
+@pytest.mark.parametrize("case", [case for case in ANSWERED_HERE if case.has_json_form], ids=str)
+def test_case_is_answered_over_http_in_json(server: ServerProcess, case: Case) -> None:
+    _check_http(server, case, *json_message(case))
+
+
+@pytest.mark.parametrize("case", ANSWERED_HERE, ids=str)
+def test_case_is_answered_over_http_in_binary(server: ServerProcess, case: Case) -> None:
+    _check_http(server, case, *binary_message(case))
+
+
+@pytest.mark.parametrize("case", ANSWERED_HERE, ids=str)
+def test_case_is_answered_over_grpc(server: ServerProcess, case: Case) -> None:
+    answer = server.stub.ModelInfer(raw_message(case), metadata=metadata(case))
+
+    assert outputs(answer) == case.expected
+    assert answer.model_name == case.model
+    assert answer.id == (case.id or "")
+
+
+@pytest.mark.parametrize("case", [*REFUSED, *CONTRADICTING], ids=str)
+def test_case_is_refused_over_http(server: ServerProcess, case: Case) -> None:
+    body, headers = binary_message(case)
+    answer = server.http.post(path(case), content=body, headers=headers)
+
+    assert case.refusal is not None
+    assert answer.status_code == STATUS[case.refusal], answer.text
+    assert set(answer.json()) == {"error"}
+    assert case.mentions in answer.json()["error"]
+    assert "Traceback" not in answer.text
+
+
+@pytest.mark.parametrize("case", [*REFUSED, *CONTRADICTING], ids=str)
+def test_case_is_refused_over_grpc(server: ServerProcess, case: Case) -> None:
+    assert case.refusal is not None
+    refusal = server.grpc_refusal(raw_message(case), metadata=metadata(case))
+
+    assert refusal.code is grpc.StatusCode[case.refusal]
+    assert case.mentions in refusal.details
+    assert "Traceback" not in refusal.details
+
+
+def _check_http(server: ServerProcess, case: Case, body: bytes, headers: dict[str, str]) -> None:
+    answer = server.http.post(path(case), content=body, headers=headers)
+
+    assert answer.status_code == 200, answer.text
+    tensors, document = http_messages.outputs(answer)
+    assert tensors == list(case.expected)
+    assert document["model_name"] == case.model
+    assert document.get("id") == case.id
+    assert document["parameters"]["tier"] == case.served_tier
