@@ -41,6 +41,9 @@ from serveprune.serving.report import VariantReporter
 
 _log = logging.getLogger(__name__)
 
+_STOP_MARGIN_SECONDS = 6.0
+"""For a cancelled build to end even where nothing is left of the drain: a moment more than its child is given."""
+
 _COMPRESSING_PACKAGES = ("torch", "onnx", "onnx_ir")
 
 
@@ -73,6 +76,7 @@ class Server:
     def __init__(self, config: ServePruneConfig) -> None:
         self.config = config
         self.metrics = Metrics()
+        self._store_events = {event: self.metrics.counter(series.STORE_EVENTS, event) for event in StoreEvent}
         store = ArtifactStore(config.store.path, max_bytes=config.store.max_bytes, on_event=self._count_store_event)
         self.metrics.gauge(series.STORE_BYTES).set_function(store.size_bytes)
         can_build = all(importlib.util.find_spec(package) for package in _COMPRESSING_PACKAGES)
@@ -82,6 +86,11 @@ class Server:
                 for name, model in config.models.items()
             }
         )
+        self._batch_rows = {
+            (name, model.version, tier): self.metrics.histogram(series.BATCH_ROWS, name, model.version, tier)
+            for name, model in config.models.items()
+            for tier in model.tiers
+        }
         repository = VariantRepository(
             store,
             OnnxRuntimeBackend(),
@@ -100,6 +109,7 @@ class Server:
             self.metrics,
             preprocessing_threads=config.server.executors,
             request_timeout_seconds=config.server.request_timeout_seconds,
+            max_request_rows=config.server.max_request_rows,
         )
         self._http = HttpFrontend(
             self.dataplane, self.controlplane, config=config.server, on_rejected=self.dataplane.count_rejection
@@ -129,7 +139,7 @@ class Server:
         All that waits shares one patience: an orchestrator kills a process that takes longer than it promised.
 
         Returns:
-            Whether nothing is computed any more. If not, the process must end by ``os._exit``.
+            Whether nothing is computed or loaded any more. If not, the process must end by ``os._exit``.
         """
         drain = self.config.server.drain_seconds if drain_seconds is None else drain_seconds
         deadline = time.monotonic() + drain
@@ -142,9 +152,9 @@ class Server:
             thread.start()
         for thread in fronts:
             thread.join()
-        self.dataplane.close()
-        at_rest = self._scheduler.stop(drain_seconds=max(0.0, deadline - time.monotonic()))
-        self.controlplane.stop()
+        at_rest = self.dataplane.close(drain_seconds=_left(deadline))
+        at_rest &= self._scheduler.stop(drain_seconds=_left(deadline))
+        at_rest &= self.controlplane.stop(timeout_seconds=_left(deadline + _STOP_MARGIN_SECONDS))
         if self._metrics_server is not None:
             self._metrics_server.shutdown()
             self._metrics_server.server_close()
@@ -163,10 +173,14 @@ class Server:
         return Address(address.host, server.server_port)
 
     def _count_batch(self, executable: Executable, rows: int) -> None:
-        self.metrics.histogram(series.BATCH_ROWS, *executable.identity).observe(rows)
+        self._batch_rows[executable.identity].observe(rows)
 
     def _count_store_event(self, event: StoreEvent) -> None:
-        self.metrics.counter(series.STORE_EVENTS, event).inc()
+        self._store_events[event].inc()
+
+
+def _left(deadline: float) -> float:
+    return max(0.0, deadline - time.monotonic())
 
 
 def _subprocess_builder(config: ServePruneConfig) -> ArtifactBuilder:

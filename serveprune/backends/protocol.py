@@ -23,6 +23,7 @@ class Session(Protocol):
 
         Raises:
             InvalidArgument: The backend refuses the inputs (a shape that does not fit the graph).
+            ResourceExhausted: They need more memory than there is.
             Internal: The backend failed.
         """
         ...

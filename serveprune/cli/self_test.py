@@ -27,7 +27,11 @@ def self_test(server: Server, endpoints: Endpoints) -> list[str]:
     try:
         for model in server.registry.models():
             problems += _unready(server.controlplane.tiers(model.name))
-            inputs = _inputs(model)
+            try:
+                inputs = _inputs(model)
+            except ServePruneError as error:
+                problems.append(f"{model.name}: no inputs to test it with: {error.message}")
+                continue
             for tier, variant in model.variants.items():
                 if variant.instance is not None:
                     problems += _check_tier(f"{model.name}{QUALIFIER}{tier}", inputs, http=http, grpc=grpc)

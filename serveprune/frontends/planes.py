@@ -41,7 +41,7 @@ class DataPlane(Protocol):
 
 
 class ControlPlane(Protocol):
-    """Tells what is registered. Methods may read files, so they run apart from the event loop."""
+    """Tells what is registered. Every method may raise ``ServePruneError`` and none may block."""
 
     def index(self, *, ready_only: bool = False) -> list[RepositoryEntry]:
         """Return the repository index."""

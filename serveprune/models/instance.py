@@ -11,7 +11,6 @@ from serveprune.oip.tensor import DYNAMIC, Array, TensorSpec
 
 _log = logging.getLogger(__name__)
 
-_WARM_ROWS = (1, 2)
 _WARM_SEQUENCE = 8
 _ROW_TOLERANCE = 1e-3
 
@@ -100,46 +99,59 @@ class Instance:
         Raises:
             InvalidArgument: An input takes strings.
         """
-        return _example(self.inputs, rows)
+        return _example(self.inputs, range(rows))
 
     def warm(self) -> None:
-        """Run the graph once per small batch size on made-up inputs, and learn whether rows may be batched.
+        """Run the graph on two made-up rows, apart and together, and learn whether rows may be batched.
 
         A graph that refuses made-up inputs is served all the same, one request at a time.
         """
         try:
-            single, double = (self._session.run(self.example(rows)) for rows in _WARM_ROWS)
+            first, second, both = (self._session.run(_example(self.inputs, rows)) for rows in ((0,), (1,), (0, 1)))
         except ServePruneError as error:
             _log.info("warm-up with made-up inputs was refused, so requests are not batched: %s", error.message)
             return
         dynamic = all(spec.shape and spec.shape[0] == DYNAMIC for spec in (*self.inputs, *self.outputs))
-        apart = all(map(_is_first_row, single, double)) if self._dense is None else self._dense.batchable
+        apart = all(map(_are_apart, first, second, both)) if self._dense is None else self._dense.batchable
         self.batchable = dynamic and apart
+        if dynamic and not apart:
+            model, _, tier = self.identity
+            _log.info("%s %s: a row's answer depends on its neighbours, so requests are not batched", model, tier)
 
 
-def _example(specs: Sequence[TensorSpec], rows: int) -> dict[str, Array]:
-    """Make inputs whose first row is the same whatever the number of rows, and differs from the second."""
+def _example(specs: Sequence[TensorSpec], rows: Sequence[int]) -> dict[str, Array]:
+    """Make inputs of which each row depends on its number alone, and differs from all others."""
     feeds: dict[str, Array] = {}
     for spec in specs:
         if spec.datatype is Datatype.BYTES:
             raise InvalidArgument(f"input {spec.name} takes strings, for which no example can be made up")
-        shape = [_WARM_SEQUENCE if size == DYNAMIC else size for size in spec.shape]
+        sizes = [_WARM_SEQUENCE if size == DYNAMIC else size for size in spec.shape]
         if spec.shape and spec.shape[0] == DYNAMIC:
-            shape[0] = rows
-        if spec.datatype.dtype.kind == "f":
-            values = np.resize(np.linspace(-1.0, 1.0, 7), shape)
+            values = np.stack([_example_row(sizes[1:], row, spec.datatype) for row in rows])
         else:
-            # Ones are valid token ids, mask entries and flags alike.
-            values = np.ones(shape)
-            values[1:] = 0
+            values = _example_row(sizes, 0, spec.datatype)
         feeds[spec.name] = values.astype(spec.datatype.dtype)
     return feeds
 
 
-def _is_first_row(single: Array, double: Array) -> bool:
-    if len(single) != _WARM_ROWS[0] or len(double) != _WARM_ROWS[1]:
+def _example_row(sizes: Sequence[int], row: int, datatype: Datatype) -> Array:
+    random = np.random.default_rng(row)
+    if datatype.dtype.kind == "f":
+        return random.uniform(-1.0, 1.0, sizes)
+    # Zeros and ones are valid token ids, mask entries and flags alike.
+    values = np.ones(sizes, dtype=np.int64) if row == 0 else random.integers(0, 2, sizes)
+    if row and values.size:
+        # A one, for a mask of zeros alone makes many a graph divide by zero; and a zero, unlike in row 0.
+        values.flat[0], values.flat[-1] = 1, 0
+    return values
+
+
+def _are_apart(first: Array, second: Array, both: Array) -> bool:
+    """Tell whether two rows got the same answers together as each did alone."""
+    if first.ndim == 0 or second.ndim == 0 or both.ndim == 0 or (len(first), len(second), len(both)) != (1, 1, 2):
         return False
-    if single.dtype.kind != "f":
-        return True
-    scale = float(np.max(np.abs(single), initial=0.0)) or 1.0
-    return bool(np.max(np.abs(single[0] - double[0]), initial=0.0) <= _ROW_TOLERANCE * scale)
+    alone = np.concatenate([first, second])
+    if alone.dtype.kind != "f":
+        return bool(np.array_equal(alone, both))
+    scale = float(np.max(np.abs(alone), initial=0.0)) or 1.0
+    return bool(np.max(np.abs(alone - both), initial=0.0) <= _ROW_TOLERANCE * scale)

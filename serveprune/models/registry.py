@@ -6,7 +6,7 @@ from typing import Any
 
 from serveprune.config.model import DENSE, ModelConfig
 from serveprune.errors import NotFound
-from serveprune.models.variant import Variant, VariantState
+from serveprune.models.variant import Variant
 from serveprune.preprocessing.protocol import Preprocessor
 
 
@@ -43,6 +43,19 @@ class Model:
             raise NotFound(f"model {self.name} has no tier {tier!r}; it has: {', '.join(self._variants)}")
         return variant
 
+    def serving(self, tier: str) -> Variant | None:
+        """Return the variant that serves requests for a tier: itself if it is ready, else the nearest better one.
+
+        Tiers are listed from best to smallest, so the nearest better one is the closest before it that is ready.
+
+        Raises:
+            NotFound: The model has no such tier.
+        """
+        self.variant(tier)
+        variants = list(self._variants.values())
+        nearest_first = reversed(variants[: list(self._variants).index(tier) + 1])
+        return next((variant for variant in nearest_first if variant.instance is not None), None)
+
     def update(self, tier: str, **changes: Any) -> Variant:
         """Replace the named fields of a variant, and return the new one."""
         with self._lock:
@@ -58,7 +71,7 @@ class Model:
     @property
     def is_ready(self) -> bool:
         """Whether requests that name no tier can be answered."""
-        return any(variant.state is VariantState.READY for variant in self._variants.values())
+        return self.serving(self.default_tier) is not None
 
 
 class Registry:

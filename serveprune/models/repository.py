@@ -1,3 +1,5 @@
+from pathlib import Path
+
 from serveprune.artifacts.key import source_recipe, tier_recipe
 from serveprune.artifacts.store import Artifact, ArtifactStore
 from serveprune.backends.protocol import Backend
@@ -41,6 +43,10 @@ class VariantRepository:
         """Load an artifact and run it once, so that the first request finds it warm.
 
         While the instance is open the artifact is leased, so that nothing evicts it.
+
+        Raises:
+            NotFound: Another process has evicted it since it was found.
+            InvalidArgument: The backend cannot load it.
         """
         lease = self._store.lease(artifact.key)
         try:
@@ -51,8 +57,16 @@ class VariantRepository:
         instance = Instance(
             session, identity=identity, max_batch_size=max_batch_size, dense=dense, on_close=lease.release
         )
-        instance.warm()
+        try:
+            instance.warm()
+        except BaseException:
+            instance.retire()
+            raise
         return instance
+
+    def name_of(self, log: Path) -> str:
+        """Return the name of a build's log relative to the store, which says where it is but not on which disk."""
+        return str(log.relative_to(self._store.root)) if log.is_relative_to(self._store.root) else log.name
 
     def load_preprocessor(self, dense: Artifact, instance: Instance) -> Preprocessor | None:
         """Return what turns text or images into the model's inputs, if its dense artifact declares it."""

@@ -27,7 +27,7 @@ class Variant:
 
     Attributes:
         reasons: Why the gate refused it or the build failed, one sentence each.
-        log: Path of the log a failed build left.
+        log: The log a failed build left, relative to the store.
         built_here: The artifact was built in this very environment, so its figures hold here.
     """
 

@@ -51,11 +51,6 @@ class Datatype(StrEnum):
         """Little-endian numpy dtype; BF16 is held as its uint16 bit pattern, BYTES as objects."""
         return _DTYPES[self]
 
-    @property
-    def element_bytes(self) -> int | None:
-        """Size of one element on the wire; ``None`` for BYTES, whose elements carry their length."""
-        return None if self is Datatype.BYTES else _DTYPES[self].itemsize
-
 
 _DTYPES: dict[Datatype, np.dtype] = {
     Datatype.BOOL: np.dtype("?"),

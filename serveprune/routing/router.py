@@ -1,4 +1,3 @@
-from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 
@@ -41,9 +40,6 @@ class Route:
 def route(model: Model, choice: TierChoice) -> Route:
     """Return the wanted tier if it is ready, else the nearest better one.
 
-    Tiers are listed from best to smallest in the config, so the nearest better one is the closest before the
-    wanted one that is ready.
-
     Raises:
         NotFound: The model has no such tier.
         Unavailable: The tier is still being built and the request is strict, or nothing better is ready.
@@ -53,17 +49,12 @@ def route(model: Model, choice: TierChoice) -> Route:
     if wanted.instance is not None:
         reason = RouteReason.REQUESTED if choice.tier else RouteReason.DEFAULT
         return Route(wanted.instance, wanted.tier, wanted.tier, reason, str(reason))
-    better = _nearest_better(list(model.variants.values()), wanted.tier)
+    better = model.serving(wanted.tier)
     if choice.strict or better is None or better.instance is None:
         raise _not_served(model, wanted)
     reason = _fallback_reason(wanted)
     explanation = f"{reason}: {_state_in_words(wanted)}; {better.tier} is the nearest better tier"
     return Route(better.instance, wanted.tier, better.tier, reason, explanation)
-
-
-def _nearest_better(variants: Sequence[Variant], tier: str) -> Variant | None:
-    before = variants[: [variant.tier for variant in variants].index(tier)]
-    return next((variant for variant in reversed(before) if variant.instance is not None), None)
 
 
 def _fallback_reason(variant: Variant) -> RouteReason:

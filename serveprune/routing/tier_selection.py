@@ -27,8 +27,14 @@ class TierChoice:
 
 
 def split_name(name: str) -> tuple[str, str | None]:
-    """Split a tier-qualified model name: ``minilm@int8`` is ``("minilm", "int8")``."""
+    """Split a tier-qualified model name: ``minilm@int8`` is ``("minilm", "int8")``.
+
+    Raises:
+        InvalidArgument: The tier is empty.
+    """
     model, separator, tier = name.partition(QUALIFIER)
+    if separator:
+        _check_not_empty(tier, f"model name {name!r}")
     return model, tier if separator else None
 
 
@@ -36,7 +42,7 @@ def choose_tier(request: InferenceRequest) -> TierChoice:
     """Return the tier a request asks for by qualified name, header or parameter.
 
     Raises:
-        InvalidArgument: Two of them disagree, or a parameter has the wrong type.
+        InvalidArgument: Two of them disagree, or one is empty or has the wrong type.
     """
     model, qualified = split_name(request.model)
     asked = {
@@ -45,10 +51,17 @@ def choose_tier(request: InferenceRequest) -> TierChoice:
         "the parameter tier": _tier_parameter(request.parameters),
     }
     named = {place: tier for place, tier in asked.items() if tier is not None}
+    for place, tier in named.items():
+        _check_not_empty(tier, place)
     if len(set(named.values())) > 1:
         said = ", ".join(f"{place} says {tier!r}" for place, tier in named.items())
         raise InvalidArgument(f"the request asks for more than one tier: {said}; ask for one")
     return TierChoice(model, next(iter(named.values()), None), _strict_parameter(request.parameters))
+
+
+def _check_not_empty(tier: str, where: str) -> None:
+    if not tier:
+        raise InvalidArgument(f"{where}: expected the name of a tier, got an empty one; leave it out for the default")
 
 
 def _tier_parameter(parameters: Mapping[str, Parameter]) -> str | None:

@@ -44,7 +44,6 @@ class JobResult:
     outputs: list[Array]
     queue_seconds: float
     compute_seconds: float
-    batch_rows: int
 
 
 @dataclass(slots=True, eq=False)
@@ -56,6 +55,7 @@ class Job:
         rows: Size of the batch axis.
         outputs: Wanted outputs; empty for all.
         deadline: Moment on the scheduler's clock after which the answer is worthless.
+        abandoned: Nobody waits for the answer any more; set by `abandon`.
     """
 
     executable: Executable
@@ -65,10 +65,16 @@ class Job:
     outputs: tuple[str, ...] = ()
     enqueued: float = 0.0
     future: Future[JobResult] = field(default_factory=Future)
+    abandoned: bool = field(default=False, init=False)
     signature: Signature = field(init=False)
 
     def __post_init__(self) -> None:
         self.signature = tuple((name, array.dtype.str, array.shape[1:]) for name, array in sorted(self.feeds.items()))
+
+    def abandon(self) -> None:
+        """Give the answer up: compute is spared if it has not begun, else what is left of it where it is in slices."""
+        self.abandoned = True
+        self.future.cancel()
 
     def wanted(self) -> tuple[str, ...]:
         """Names of the outputs in the order the caller wants them."""

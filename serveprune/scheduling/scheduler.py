@@ -1,13 +1,13 @@
 import logging
 import threading
 import time
-from collections import deque
 from collections.abc import Callable, Sequence
 
 from serveprune.errors import Cancelled, DeadlineExceeded, Internal, ServePruneError, Unavailable
-from serveprune.scheduling.batch_policy import select_batch
-from serveprune.scheduling.collate import collate, split
+from serveprune.oip.tensor import Array
+from serveprune.scheduling.collate import collate, join, slices, split
 from serveprune.scheduling.job import Executable, Job, JobResult
+from serveprune.scheduling.job_queue import JobQueue
 
 _log = logging.getLogger(__name__)
 
@@ -16,8 +16,10 @@ class Scheduler:
     """Runs jobs of all variants on a bounded set of executor threads.
 
     Work-conserving: a free executor takes at once what waits, as one batch where it fits; nothing waits for a
-    timer. Jobs whose caller is gone or whose deadline has passed are dropped before compute. The jobs of a
-    batch that fails are run one by one, so that each fails or succeeds for itself. Thread-safe.
+    timer. A job larger than its variant's batch limit is computed slice by slice where rows are apart, so that
+    no request decides how much memory a run takes. Jobs whose caller is gone are forgotten at once, and those
+    whose deadline has passed are dropped before compute. The jobs of a batch that fails are run one by one, so
+    that each fails or succeeds for itself. Thread-safe.
     """
 
     def __init__(
@@ -36,10 +38,10 @@ class Scheduler:
         """
         self._clock = clock
         self._on_batch = on_batch
-        self._waiting: deque[Job] = deque()
+        self._waiting = JobQueue()
         self._changed = threading.Condition()
         self._running = 0
-        self._stopping = False
+        self._stopping = self._out_of_time = False
         self._threads = [
             threading.Thread(target=self._execute, name=f"executor-{index}", daemon=True) for index in range(executors)
         ]
@@ -54,10 +56,11 @@ class Scheduler:
         """
         with self._changed:
             if self._stopping:
-                raise Unavailable("the server is shutting down", retry_after_seconds=1.0)
+                raise _shutting_down()
             job.enqueued = self._clock()
             self._waiting.append(job)
             self._changed.notify()
+        job.future.add_done_callback(lambda future: self._forget(job) if future.cancelled() else None)
 
     def stop(self, *, drain_seconds: float) -> bool:
         """Finish what was submitted, for so long at the most, then fail the rest; idempotent.
@@ -71,12 +74,12 @@ class Scheduler:
             self._changed.notify_all()
             while (self._waiting or self._running) and (left := deadline - self._clock()) > 0:
                 self._changed.wait(left)
-            abandoned = list(self._waiting)
-            self._waiting.clear()
+            abandoned = self._waiting.take_all()
+            self._out_of_time = True
             self._changed.notify_all()
         for job in abandoned:
             if job.future.set_running_or_notify_cancel():
-                job.future.set_exception(Cancelled("the server shut down before the request was computed"))
+                job.future.set_exception(_shutting_down())
         for thread in self._threads:
             thread.join(max(0.0, deadline - self._clock()))
         with self._changed:
@@ -89,7 +92,12 @@ class Scheduler:
             finally:
                 with self._changed:
                     self._running -= 1
-                    self._changed.notify_all()
+                    if self._stopping:
+                        # Only `stop` waits for this; idle executors wait for jobs.
+                        self._changed.notify_all()
+                for job in batch:
+                    job.feeds = {}
+                batch.clear()
 
     def _take(self) -> list[Job] | None:
         with self._changed:
@@ -97,11 +105,16 @@ class Scheduler:
                 if self._stopping:
                     return None
                 self._changed.wait()
-            batch = select_batch(self._waiting)
-            taken = set(map(id, batch))
-            self._waiting = deque(job for job in self._waiting if id(job) not in taken)
             self._running += 1
-            return batch
+            return self._waiting.take_batch()
+
+    def _forget(self, job: Job) -> None:
+        with self._changed:
+            self._waiting.discard(job)
+            if self._stopping:
+                self._changed.notify_all()
+        # The future keeps the job alive for as long as anybody holds it.
+        job.feeds = {}
 
     def _still_wanted(self, job: Job) -> bool:
         if not job.future.set_running_or_notify_cancel():
@@ -116,9 +129,7 @@ class Scheduler:
             return
         started = self._clock()
         try:
-            feeds, outputs = collate(jobs)
-            arrays = jobs[0].executable.run(feeds, outputs=outputs)
-            answers = split(jobs, outputs, arrays)
+            answers = self._answers(jobs)
         except Exception as error:  # an executor thread must outlive any one batch
             if len(jobs) > 1:
                 # One request that the graph refuses must not fail those it happened to meet.
@@ -128,10 +139,38 @@ class Scheduler:
             if not isinstance(error, ServePruneError):
                 _log.exception("a request failed")
                 error = Internal("internal error; see the server's log")
-            jobs[0].future.set_exception(error)
+            jobs[0].future.set_exception(error.without_frames())
             return
         finished = self._clock()
-        rows = sum(job.rows for job in jobs)
-        self._on_batch(jobs[0].executable, rows)
         for job, answer in zip(jobs, answers, strict=True):
-            job.future.set_result(JobResult(answer, started - job.enqueued, finished - started, rows))
+            job.future.set_result(JobResult(answer, started - job.enqueued, finished - started))
+
+    def _answers(self, jobs: Sequence[Job]) -> list[list[Array]]:
+        executable = jobs[0].executable
+        if executable.batchable and jobs[0].rows > executable.max_batch_size:
+            return [self._in_slices(jobs[0])]
+        feeds, outputs = collate(jobs)
+        arrays = executable.run(feeds, outputs=outputs)
+        self._on_batch(executable, sum(job.rows for job in jobs))
+        return split(jobs, outputs, arrays)
+
+    def _in_slices(self, job: Job) -> list[Array]:
+        """Compute a job piece by piece, which gives the same answer because its rows are apart."""
+        parts = []
+        for feeds in slices(job, job.executable.max_batch_size):
+            self._check_wanted(job)
+            parts.append(job.executable.run(feeds, outputs=job.wanted()))
+            self._on_batch(job.executable, len(next(iter(feeds.values()))))
+        return join(job, parts)
+
+    def _check_wanted(self, job: Job) -> None:
+        if job.abandoned:
+            raise Cancelled("the caller left before all of the request was computed")
+        if self._clock() > job.deadline:
+            raise DeadlineExceeded("the deadline passed before all of the request was computed")
+        if self._out_of_time:
+            raise _shutting_down()
+
+
+def _shutting_down() -> Unavailable:
+    return Unavailable("the server is shutting down", retry_after_seconds=1.0)

@@ -10,7 +10,7 @@ from serveprune.artifacts.environment import environment
 from serveprune.artifacts.store import Artifact
 from serveprune.config.model import DENSE
 from serveprune.config.profile import ProfileConfig
-from serveprune.errors import ServePruneError
+from serveprune.errors import Internal, NotFound, ServePruneError
 from serveprune.evaluation.gate import judge
 from serveprune.models.registry import Model, Registry
 from serveprune.models.repository import VariantRepository
@@ -20,6 +20,8 @@ from serveprune.routing.tier_selection import QUALIFIER, split_name
 from serveprune.serving.report import VariantReporter, describe
 
 _log = logging.getLogger(__name__)
+
+_UNEXPECTED = "unexpected failure; see the server's log"
 
 
 class ControlPlane:
@@ -59,15 +61,20 @@ class ControlPlane:
         """Ask a running build to end and begin no other; does not wait."""
         self._stopped.set()
 
-    def stop(self) -> None:
-        """End a running build, and take every instance out of service; idempotent."""
+    def stop(self, *, timeout_seconds: float) -> bool:
+        """End a running build, and take every instance out of service; idempotent.
+
+        Returns:
+            Whether the build, or the load of an artifact, ended in time.
+        """
         self.cancel_builds()
         if self._thread.is_alive():
-            self._thread.join()
+            self._thread.join(timeout_seconds)
         for model in self._registry.models():
             for variant in model.variants.values():
                 if variant.instance is not None:
                     variant.instance.retire()
+        return not self._thread.is_alive()
 
     def wait_settled(self, timeout_seconds: float) -> bool:
         """Wait until every variant serves, was refused or failed; return whether that happened in time."""
@@ -135,19 +142,25 @@ class ControlPlane:
         except ServePruneError as error:
             _log.error("%s %s: %s", model.name, tier, error.message)
             self._update(model, tier, state=VariantState.FAILED, reasons=(error.message,), progress=None)
-        except Exception as error:  # the thread must go on to the other variants
+        except Exception:  # the thread must go on to the other variants
             _log.exception("%s %s: unexpected failure", model.name, tier)
-            self._update(model, tier, state=VariantState.FAILED, reasons=(f"unexpected: {error}",), progress=None)
+            self._update(model, tier, state=VariantState.FAILED, reasons=(_UNEXPECTED,), progress=None)
 
     def _find(self, model: Model, tier: str) -> None:
         artifact = self._lookup(model, tier)
-        if artifact is not None:
+        if artifact is None:
+            return
+        try:
             self._take(model, tier, artifact)
+        except NotFound as error:  # evicted by another process in this very moment: no more than a miss
+            _log.info("%s %s: %s", model.name, tier, error.message)
 
     def _lookup(self, model: Model, tier: str) -> Artifact | None:
-        dense = model.dense.artifact
-        if tier == DENSE or dense is None:
+        if tier == DENSE:
             return self._repository.find_dense(model.config)
+        dense = model.dense.artifact
+        if dense is None:
+            raise Internal(f"{tier} was looked up before {DENSE}, which it is made from")
         return self._repository.find_tier(model.config, dense=dense, profile=self._profiles[tier])
 
     def _take(self, model: Model, tier: str, artifact: Artifact) -> None:
@@ -158,7 +171,13 @@ class ControlPlane:
         if reasons:
             _log.warning("%s %s: refused: %s", model.name, tier, "; ".join(reasons))
             self._update(
-                model, tier, state=VariantState.REFUSED, artifact=artifact, reasons=reasons, built_here=built_here
+                model,
+                tier,
+                state=VariantState.REFUSED,
+                artifact=artifact,
+                reasons=reasons,
+                progress=None,
+                built_here=built_here,
             )
             return
         if not built_here and measurements is not None:
@@ -170,7 +189,11 @@ class ControlPlane:
             dense=None if tier == DENSE else model.dense.instance,
         )
         if tier == DENSE:
-            model.preprocessor = self._repository.load_preprocessor(artifact, instance)
+            try:
+                model.preprocessor = self._repository.load_preprocessor(artifact, instance)
+            except BaseException:
+                instance.retire()
+                raise
         self._update(
             model,
             tier,
@@ -206,9 +229,9 @@ class ControlPlane:
         self._take(model, tier, artifact)
 
     def _fail(self, model: Model, tier: str, result: BuildResult) -> None:
-        log = str(result.log) if result.log else None
+        log = self._repository.name_of(result.log) if result.log else None
         if not self._stopped.is_set():
-            _log.error("%s %s: build failed: %s (log: %s)", model.name, tier, "; ".join(result.reasons), log)
+            _log.error("%s %s: build failed: %s (log: %s)", model.name, tier, "; ".join(result.reasons), result.log)
         self._update(model, tier, state=VariantState.FAILED, reasons=result.reasons, progress=None, log=log)
 
     def _update(self, model: Model, tier: str, **changes: Any) -> Variant:

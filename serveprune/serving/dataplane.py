@@ -1,12 +1,14 @@
 """A request's life, top to bottom: admission, tier, route, tensors, queue, answer."""
 
+import logging
+import threading
 import time
-from collections.abc import Callable
-from concurrent.futures import Future, InvalidStateError, ThreadPoolExecutor
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future, InvalidStateError, ThreadPoolExecutor, wait
+from dataclasses import dataclass, field, replace
 
 from serveprune import __version__
-from serveprune.errors import Code, Internal, InvalidArgument, ServePruneError
+from serveprune.errors import Code, Internal, InvalidArgument, ServePruneError, Unavailable
 from serveprune.models.registry import Model, Registry
 from serveprune.models.variant import Variant
 from serveprune.observability import metrics as series
@@ -19,25 +21,35 @@ from serveprune.scheduling.job import Job, JobResult
 from serveprune.scheduling.scheduler import Scheduler
 from serveprune.serving.admission import Admission
 from serveprune.serving.feeds import graph_feeds, needs_preprocessing, preprocess
+from serveprune.serving.variant_series import OK, VariantSeries
+
+_log = logging.getLogger(__name__)
 
 _EXTENSIONS = ("binary_tensor_data", "model_repository", "compression_tiers")
 
 
+_TIMER_SLACK_SECONDS = 0.02
+"""The timers of event loops ring a little early."""
+
+
 @dataclass(frozen=True, slots=True)
 class _Call:
-    """One admitted request on its way through the server."""
+    """One admitted request on its way through the server.
+
+    Attributes:
+        request: Without its tensors, which are freed sooner than the answer is.
+        series: Of the variant that serves.
+        finished: Locked when the request has ended, for it ends once.
+    """
 
     request: InferenceRequest
     model: Model
     route: Route
+    series: VariantSeries
     started: float
     deadline: float
-    answer: "Future[InferenceResponse]"
-
-    @property
-    def labels(self) -> tuple[str, str, str]:
-        """Metric labels of the variant that serves."""
-        return (self.model.name, self.model.version, self.route.tier)
+    answer: "Future[InferenceResponse]" = field(default_factory=Future)
+    finished: threading.Lock = field(default_factory=threading.Lock)
 
 
 class DataPlane:
@@ -52,15 +64,23 @@ class DataPlane:
         *,
         preprocessing_threads: int,
         request_timeout_seconds: float,
+        max_request_rows: int,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._registry = registry
         self._scheduler = scheduler
         self._admission = admission
-        self._metrics = metrics
         self._timeout_seconds = request_timeout_seconds
+        self._max_rows = max_request_rows
         self._clock = clock
         self._preprocessing = ThreadPoolExecutor(preprocessing_threads, thread_name_prefix="preprocessing")
+        self._in_preprocessing: set[Future[None]] = set()
+        self._series = {
+            (model.name, tier): VariantSeries(metrics, model=model.name, version=model.version, tier=tier)
+            for model in registry.models()
+            for tier in model.variants
+        }
+        self._rejected = {code: metrics.counter(series.REJECTED_REQUESTS, code) for code in Code}
 
     def submit(self, request: InferenceRequest) -> "Future[InferenceResponse]":
         """Start answering a request; cancel the future when the caller has left.
@@ -73,13 +93,10 @@ class DataPlane:
         except ServePruneError as error:
             self.count_rejection(error.code)
             raise
-        try:
-            if needs_preprocessing(request.inputs, call.model.preprocessor):
-                self._preprocessing.submit(self._preprocess_and_queue, call)
-            else:
-                self._queue(call, list(request.inputs))
-        except RuntimeError:  # the pool was shut down between admission and here
-            self._finish(call, error=Internal("the server is shutting down"))
+        if needs_preprocessing(request.inputs, call.model.preprocessor):
+            self._start_preprocessing(call, request.inputs)
+        else:
+            self._step(call, lambda: self._queue(call, request.inputs))
         return call.answer
 
     def _admit(self, request: InferenceRequest) -> _Call:
@@ -93,87 +110,116 @@ class DataPlane:
         except BaseException:
             self._admission.leave()
             raise
-        self._metrics.gauge(series.IN_FLIGHT, model.name, model.version).inc()
-        self._metrics.counter(series.REQUESTED_TIER, model.name, model.version, chosen.wanted).inc()
-        self._metrics.counter(series.SERVED_TIER, model.name, model.version, chosen.tier, chosen.reason).inc()
+        moved = self._series[model.name, chosen.tier]
+        moved.in_flight.inc()
+        moved.served[chosen.reason].inc()
+        self._series[model.name, chosen.wanted].requested.inc()
         deadline = min(request.deadline or float("inf"), started + self._timeout_seconds)
-        return _Call(request, model, chosen, started, deadline, Future())
+        return _Call(replace(request, inputs=()), model, chosen, moved, started, deadline)
 
-    def _preprocess_and_queue(self, call: _Call) -> None:
+    def _step(self, call: _Call, step: Callable[[], None]) -> None:
+        """Take a step in a request's life; whatever goes wrong ends the request, which gives everything back."""
+        try:
+            step()
+        except ServePruneError as error:
+            self._finish(call, error=error)
+        except Exception:  # whatever it is, the caller gets an answer and the log gets the trace
+            _log.exception("a request to %s %s failed", call.model.name, call.route.tier)
+            self._finish(call, error=Internal("internal error; see the server's log"))
+
+    def _start_preprocessing(self, call: _Call, tensors: Sequence[Tensor]) -> None:
+        try:
+            step = self._preprocessing.submit(self._step, call, lambda: self._preprocess_and_queue(call, tensors))
+        except RuntimeError:  # the pool was shut down
+            self._finish(call, error=_shutting_down())
+            return
+        self._in_preprocessing.add(step)
+        step.add_done_callback(lambda step: self._preprocessed(call, step))
+
+    def _preprocessed(self, call: _Call, step: "Future[None]") -> None:
+        self._in_preprocessing.discard(step)
+        if step.cancelled():
+            self._finish(call, error=_shutting_down())
+
+    def _preprocess_and_queue(self, call: _Call, tensors: Sequence[Tensor]) -> None:
         if call.answer.cancelled():
-            self._finish(call, error=None)
+            self._finish(call)
             return
         preprocessor = call.model.preprocessor
         assert preprocessor is not None
-        try:
-            started = self._clock()
-            tensors = preprocess(call.request.inputs, preprocessor)
-            self._metrics.histogram(series.PREPROCESSING_SECONDS, *call.labels).observe(self._clock() - started)
-        except ServePruneError as error:
-            self._finish(call, error=error)
-            return
-        self._queue(call, tensors)
+        started = self._clock()
+        filled = preprocess(tensors, preprocessor, max_rows=self._max_rows)
+        call.series.preprocessing_seconds.observe(self._clock() - started)
+        self._queue(call, filled)
 
-    def _queue(self, call: _Call, tensors: list[Tensor]) -> None:
+    def _queue(self, call: _Call, tensors: Sequence[Tensor]) -> None:
         preprocessor, instance = call.model.preprocessor, call.route.instance
-        try:
-            alternative = preprocessor.input if preprocessor else None
-            feeds, rows = graph_feeds(tensors, instance.inputs, alternative=alternative)
-            _check_outputs(call.request.outputs, instance.output_names)
-            job = Job(instance, feeds, rows, call.deadline, call.request.outputs)
-            call.answer.add_done_callback(lambda answer: answer.cancelled() and job.future.cancel())
-            job.future.add_done_callback(lambda future: self._computed(call, job, future))
-            self._scheduler.submit(job)
-        except ServePruneError as error:
-            self._finish(call, error=error)
+        alternative = preprocessor.input if preprocessor else None
+        feeds, rows = graph_feeds(tensors, instance.inputs, max_rows=self._max_rows, alternative=alternative)
+        _check_outputs(call.request.outputs, instance.output_names)
+        job = Job(instance, feeds, rows, call.deadline, call.request.outputs)
+        call.answer.add_done_callback(lambda answer: job.abandon() if answer.cancelled() else None)
+        job.future.add_done_callback(lambda future: self._step(call, lambda: self._computed(call, job, future)))
+        self._scheduler.submit(job)
 
     def _computed(self, call: _Call, job: Job, future: "Future[JobResult]") -> None:
         if future.cancelled():
-            self._finish(call, error=None)
-            return
-        error = future.exception()
-        if error is not None:
-            self._finish(call, error=error if isinstance(error, ServePruneError) else Internal("internal error"))
+            self._finish(call)
             return
         result = future.result()
-        self._metrics.histogram(series.QUEUE_SECONDS, *call.labels).observe(result.queue_seconds)
-        self._metrics.histogram(series.COMPUTE_SECONDS, *call.labels).observe(result.compute_seconds)
+        call.series.queue_seconds.observe(result.queue_seconds)
+        call.series.compute_seconds.observe(result.compute_seconds)
         outputs = tuple(Tensor.of(name, array) for name, array in zip(job.wanted(), result.outputs, strict=True))
         self._finish(call, outputs=outputs)
 
     def _finish(self, call: _Call, *, outputs: tuple[Tensor, ...] = (), error: ServePruneError | None = None) -> None:
+        """End a request; only the first time counts, for its caller may leave while it fails."""
+        if not call.finished.acquire(blocking=False):
+            return
         call.route.instance.release()
         self._admission.leave()
-        self._metrics.gauge(series.IN_FLIGHT, call.model.name, call.model.version).dec()
-        cancelled = call.answer.cancelled()
-        code = Code.CANCELLED if cancelled else error.code if error else "OK"
-        self._metrics.counter(series.REQUESTS, *call.labels, code).inc()
-        if cancelled:
+        call.series.in_flight.dec()
+        call.series.answered[self._code(call, error)].inc()
+        if call.answer.cancelled():
             return
         if error is None:
-            self._metrics.histogram(series.REQUEST_SECONDS, *call.labels).observe(self._clock() - call.started)
+            call.series.request_seconds.observe(self._clock() - call.started)
         try:
             if error is not None:
-                call.answer.set_exception(error)
+                call.answer.set_exception(error.without_frames())
             else:
                 call.answer.set_result(_response(call, outputs))
         except InvalidStateError:
             return  # the caller left in this very moment; nobody waits for the answer
 
+    def _code(self, call: _Call, error: ServePruneError | None) -> str:
+        if not call.answer.cancelled():
+            return error.code if error else OK
+        # Front ends give a request up when its caller leaves and when its time is over.
+        late = self._clock() >= call.deadline - _TIMER_SLACK_SECONDS
+        return Code.DEADLINE_EXCEEDED if late else Code.CANCELLED
+
     def count_rejection(self, code: Code) -> None:
         """Count a request that was refused before a tier was chosen."""
-        self._metrics.counter(series.REJECTED_REQUESTS, code).inc()
+        self._rejected[code].inc()
 
-    def close(self) -> None:
-        """Stop taking requests that need preprocessing, after those that are being preprocessed."""
-        self._preprocessing.shutdown(wait=True)
+    def close(self, *, drain_seconds: float) -> bool:
+        """Take no more requests that need preprocessing, and wait for those at it, for so long at the most.
+
+        Returns:
+            Whether nothing is preprocessed any more: what has begun cannot be interrupted.
+        """
+        self._preprocessing.shutdown(wait=False)
+        wait(list(self._in_preprocessing), drain_seconds)
+        self._preprocessing.shutdown(wait=False, cancel_futures=True)
+        return not self._in_preprocessing
 
     def live(self) -> bool:
         """Tell whether the process answers at all."""
         return True
 
     def ready(self) -> bool:
-        """Tell whether every model can be served by at least one tier."""
+        """Tell whether every model would answer a request that names no tier."""
         return all(model.is_ready for model in self._registry.models())
 
     def server_metadata(self) -> ServerMetadata:
@@ -213,6 +259,10 @@ class DataPlane:
         model_name, tier = split_name(name)
         model = self._registry.get(model_name, version=version)
         return model, model.variant(model.default_tier if tier is None else tier)
+
+
+def _shutting_down() -> Unavailable:
+    return Unavailable("the server is shutting down", retry_after_seconds=1.0)
 
 
 def _response(call: _Call, outputs: tuple[Tensor, ...]) -> InferenceResponse:

@@ -13,18 +13,19 @@ def needs_preprocessing(tensors: Sequence[Tensor], preprocessor: Preprocessor | 
     return preprocessor is not None and any(tensor.name == preprocessor.input.name for tensor in tensors)
 
 
-def preprocess(tensors: Sequence[Tensor], preprocessor: Preprocessor) -> list[Tensor]:
+def preprocess(tensors: Sequence[Tensor], preprocessor: Preprocessor, *, max_rows: int) -> list[Tensor]:
     """Replace the BYTES input by the graph inputs it stands for.
 
     Raises:
-        InvalidArgument: Wrong datatype or shape, an element that cannot be read, or a graph input that is
-            given both ways.
+        InvalidArgument: Wrong datatype or shape, more than ``max_rows`` elements, one that cannot be read, or a
+            graph input that is given both ways.
     """
     given = next(tensor for tensor in tensors if tensor.name == preprocessor.input.name)
     if given.datatype is not Datatype.BYTES:
         raise InvalidArgument(f"input {given.name}: expected datatype BYTES, got {given.datatype}")
     if given.array.ndim > 2 or (given.array.ndim == 2 and given.shape[1] != 1):
         raise InvalidArgument(f"input {given.name}: expected shape [N] or [N, 1], got {list(given.shape)}")
+    _check_rows(given.array.size, max_rows)
     others = [tensor for tensor in tensors if tensor is not given]
     twice = sorted({tensor.name for tensor in others} & set(preprocessor.targets))
     if twice:
@@ -34,17 +35,18 @@ def preprocess(tensors: Sequence[Tensor], preprocessor: Preprocessor) -> list[Te
 
 
 def graph_feeds(
-    tensors: Sequence[Tensor], specs: Sequence[TensorSpec], *, alternative: TensorSpec | None = None
+    tensors: Sequence[Tensor], specs: Sequence[TensorSpec], *, max_rows: int, alternative: TensorSpec | None = None
 ) -> tuple[Mapping[str, Array], int]:
     """Return the graph's inputs by name and the number of rows.
 
     Args:
         tensors: What came, in any order.
         specs: What the graph takes.
+        max_rows: Bound on the rows of one request.
         alternative: The BYTES input that may be sent instead, for the message.
 
     Raises:
-        InvalidArgument: An input is missing, unknown, of the wrong datatype or shape, or has no row.
+        InvalidArgument: An input is missing, unknown, of the wrong datatype or shape, or has no row or too many.
     """
     given = {tensor.name: tensor for tensor in tensors}
     wanted = ", ".join(spec.name for spec in specs) + (f" (or {alternative.name})" if alternative else "")
@@ -60,7 +62,16 @@ def graph_feeds(
     if len(rows) > 1:
         sizes = ", ".join(f"{name} {tensor.shape[0]}" for name, tensor in given.items() if tensor.shape)
         raise InvalidArgument(f"inputs disagree on the number of rows: {sizes}")
-    return {name: tensor.array for name, tensor in given.items()}, next(iter(rows), 1)
+    count = next(iter(rows), 1)
+    _check_rows(count, max_rows)
+    return {name: tensor.array for name, tensor in given.items()}, count
+
+
+def _check_rows(rows: int, max_rows: int) -> None:
+    if rows > max_rows:
+        raise InvalidArgument(
+            f"expected at most {max_rows} rows in one request (server.max_request_rows), got {rows}; send several"
+        )
 
 
 def _check(tensor: Tensor, spec: TensorSpec) -> None:

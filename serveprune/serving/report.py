@@ -69,10 +69,7 @@ class VariantReporter:
         """Make the series exist before anything happens, so that rates over them are right from the start."""
         for outcome in BuildOutcome:
             self._metrics.counter(series.BUILDS, *labels, outcome)
-        for metric in (series.REQUEST_SECONDS, series.QUEUE_SECONDS, series.COMPUTE_SECONDS, series.BATCH_ROWS):
-            self._metrics.histogram(metric, *labels)
-        self._metrics.counter(series.REQUESTED_TIER, *labels)
-        self._metrics.counter(series.REQUESTS, *labels, "OK")
+        self._metrics.histogram(series.BUILD_SECONDS, *labels)
 
     def count_build(self, model: Model, tier: str, result: BuildResult) -> None:
         """Count a finished build."""

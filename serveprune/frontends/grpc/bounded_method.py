@@ -42,6 +42,11 @@ class BoundedMethod:
         self._admitting = _handler(self._begin, pool=self._behaviour.experimental_thread_pool)
         self._refusing = _handler(self._refuse, pool=pool)
 
+    @property
+    def waiting(self) -> int:
+        """Calls that wait for a worker."""
+        return self._waiting
+
     def service(self, call: HandlerCallDetails) -> RpcMethodHandler | None:
         """Return the handler for a call that has just arrived; ``None`` for other methods' calls."""
         if call.method != self._name:

@@ -1,6 +1,7 @@
 """From ``ModelInferRequest`` to the protocol-neutral request."""
 
 import math
+from collections import Counter
 from collections.abc import Mapping, Sequence
 
 import numpy as np
@@ -63,20 +64,30 @@ def decode_request(
         version=message.model_version or None,
         id=message.id or None,
         inputs=_decode_inputs(message),
-        outputs=tuple(wanted.name for wanted in message.outputs),
+        outputs=_decode_outputs(message),
         parameters=_decode_parameters(message.parameters),
         tier=_tier(metadata),
         deadline=deadline,
     )
 
 
+def _decode_outputs(message: pb.ModelInferRequest) -> tuple[str, ...]:
+    names = tuple(wanted.name for wanted in message.outputs)
+    twice = _repeated(names)
+    if twice is not None:
+        raise InvalidArgument(f"output {twice!r} is asked for twice; expected each output once")
+    return names
+
+
+def _repeated(names: Sequence[str]) -> str | None:
+    return next((name for name, times in Counter(names).items() if times > 1), None)
+
+
 def _decode_inputs(message: pb.ModelInferRequest) -> tuple[Tensor, ...]:
     tensors = list(message.inputs)
-    names: set[str] = set()
-    for tensor in tensors:
-        if tensor.name in names:
-            raise InvalidArgument(f"input {tensor.name!r} is sent twice; expected each input once")
-        names.add(tensor.name)
+    twice = _repeated([tensor.name for tensor in tensors])
+    if twice is not None:
+        raise InvalidArgument(f"input {twice!r} is sent twice; expected each input once")
     raw = message.raw_input_contents
     if not raw:
         return tuple(_decode_contents(tensor) for tensor in tensors)
@@ -85,8 +96,8 @@ def _decode_inputs(message: pb.ModelInferRequest) -> tuple[Tensor, ...]:
         raise InvalidArgument(
             f"input {typed[0]!r} has contents in a request with raw_input_contents; send all inputs in one form"
         )
-    if len(raw) != len(names):
-        raise InvalidArgument(f"expected one entry of raw_input_contents per input, {len(names)}, got {len(raw)}")
+    if len(raw) != len(tensors):
+        raise InvalidArgument(f"expected one entry of raw_input_contents per input, {len(tensors)}, got {len(raw)}")
     return tuple(
         decode_binary(
             memoryview(content),

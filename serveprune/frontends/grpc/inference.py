@@ -53,7 +53,7 @@ class InferenceService:
 
     def inference_handler(self, methods: UnaryMethods, *, pool: ThreadPoolExecutor) -> RpcMethodHandler:
         """Return the handler of ``ModelInfer``, each call of which occupies a thread until it is answered."""
-        return methods.handler(self.model_infer, request=pb.ModelInferRequest, pool=pool)
+        return methods.handler(self.model_infer, request=pb.ModelInferRequest, pool=pool, on_rejected=self._on_rejected)
 
     def quick_handlers(self, methods: UnaryMethods, *, pool: ThreadPoolExecutor) -> Mapping[str, RpcMethodHandler]:
         """Return the handlers of all other methods, none of which waits for anything."""

@@ -8,7 +8,7 @@ from typing import Any
 import grpc
 from google.protobuf.message import DecodeError, Message
 
-from serveprune.errors import Internal, InvalidArgument, ServePruneError
+from serveprune.errors import Code, Internal, InvalidArgument, ServePruneError
 from serveprune.frontends.grpc.receiving import ReceivingCalls
 from serveprune.frontends.grpc.runtime import RpcMethodHandler, ServicerContext
 from serveprune.frontends.grpc.status import abort
@@ -29,19 +29,36 @@ class UnaryMethods:
     def __init__(self, receiving: ReceivingCalls) -> None:
         self._receiving = receiving
 
-    def handler(self, answer: Answer, *, request: type[Message], pool: ThreadPoolExecutor) -> RpcMethodHandler:
+    def handler(
+        self,
+        answer: Answer,
+        *,
+        request: type[Message],
+        pool: ThreadPoolExecutor,
+        on_rejected: Callable[[Code], None] = lambda code: None,
+    ) -> RpcMethodHandler:
         """Return the handler of a method.
 
         Args:
             answer: Called in a thread of ``pool``.
             request: Class of the request message.
             pool: Runs the calls.
+            on_rejected: Told the code of each call whose message never came or is none.
         """
 
         def behaviour(messages: Iterator[bytes], context: ServicerContext) -> bytes:
-            received = self._receiving.receive(messages, context)
             try:
-                return answer(_parsed(received, request), context).SerializeToString()
+                received = self._receiving.receive(messages, context)
+            except grpc.RpcError:
+                on_rejected(Code.CANCELLED)
+                raise
+            try:
+                message = _parsed(received, request)
+            except InvalidArgument as error:
+                on_rejected(error.code)
+                return abort(context, error)
+            try:
+                return answer(message, context).SerializeToString()
             except ServePruneError as error:
                 failure = error
             except Exception:  # whatever it is, the caller must not see it

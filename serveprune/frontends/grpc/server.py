@@ -28,6 +28,9 @@ _STREAM_WORKERS = 4
 _UPKEEP_SECONDS = 0.5
 """How often overdue messages and changes of readiness are looked for."""
 
+_MIN_STREAMS = 128
+"""Streams of one connection at the least: probes and watchers must find one beside inference."""
+
 _FAREWELL_SECONDS = 1.0
 """How long a drain waits for the last words to watchers, and for cancelled calls to end."""
 
@@ -58,13 +61,13 @@ class GrpcFrontend:
             request_timeout_seconds=config.request_timeout_seconds,
             on_rejected=on_rejected,
         )
-        self._receiving = ReceivingCalls(timeout_seconds=config.body_timeout_seconds)
+        self._receiving = ReceivingCalls(timeout_seconds=config.body_timeout_seconds, workers=config.grpc_workers)
         self._streams = OpenStreams()
         self._health = HealthService(dataplane.ready, services=frozenset(("", SERVICE)), streams=self._streams)
         self._server: Server | None = None
         self._pools: tuple[ThreadPoolExecutor, ...] = ()
         self._stopped = threading.Event()
-        self._upkeep = threading.Thread(target=self._keep_up, name="grpc-upkeep", daemon=True)
+        self._upkeep: threading.Thread | None = None
 
     def start(self) -> Address:
         """Bind and serve; return the address with its real port.
@@ -92,6 +95,7 @@ class GrpcFrontend:
         port = self._bind(server)
         server.start()
         self._server = server
+        self._upkeep = threading.Thread(target=self._keep_up, args=(inference,), name="grpc-upkeep", daemon=True)
         self._upkeep.start()
         return Address(self._config.grpc.host, port)
 
@@ -100,7 +104,8 @@ class GrpcFrontend:
         server, self._server = self._server, None
         self._stopped.set()
         if server is not None:
-            self._upkeep.join(_FAREWELL_SECONDS)
+            if self._upkeep is not None:
+                self._upkeep.join(_FAREWELL_SECONDS)
             farewell = threading.Thread(target=self._health.drain, name="grpc-farewell", daemon=True)
             farewell.start()
             # A watcher that reads nothing would hold either thread for good.
@@ -124,17 +129,20 @@ class GrpcFrontend:
         return port
 
     def _options(self) -> list[tuple[str, int]]:
+        config = self._config
         return [
-            ("grpc.max_receive_message_length", self._config.max_request_bytes),
-            ("grpc.max_send_message_length", self._config.max_request_bytes),
+            ("grpc.max_receive_message_length", config.max_request_bytes),
+            ("grpc.max_send_message_length", config.max_request_bytes),
             # By default a second server on the same port takes half of the first one's calls, without a word.
             ("grpc.so_reuseport", 0),
+            # Of one connection; beyond that its client waits by itself, instead of filling this process with calls.
+            ("grpc.max_concurrent_streams", max(_MIN_STREAMS, config.grpc_workers + config.max_queued_requests)),
         ]
 
-    def _keep_up(self) -> None:
+    def _keep_up(self, inference: BoundedMethod) -> None:
         while not self._stopped.wait(_UPKEEP_SECONDS):
             try:
-                self._receiving.cut_off()
+                self._receiving.cut_off(waiting=inference.waiting)
                 self._health.refresh()
             except Exception:  # the next round must come
                 _log.exception("upkeep of the gRPC front end failed")

@@ -2,12 +2,12 @@ import asyncio
 import logging
 from collections.abc import Callable
 from concurrent.futures import Executor
-from typing import TypeVar
 
 from serveprune.config.server import ServerConfig
 from serveprune.errors import Code, Internal, ServePruneError, Unavailable
 from serveprune.frontends.http.asgi import Receive, Scope, Send
 from serveprune.frontends.http.body import inflate, read_body
+from serveprune.frontends.http.body_budget import BodyBudget
 from serveprune.frontends.http.inference import InferenceHandler
 from serveprune.frontends.http.reply import Reply, error_reply, json_reply
 from serveprune.frontends.http.request_headers import parse_headers
@@ -23,14 +23,13 @@ from serveprune.oip.parameters import flag
 
 _log = logging.getLogger(__name__)
 
-_Result = TypeVar("_Result")
 _FOR_THE_LOG = (Code.INTERNAL, Code.DATA_LOSS)
 
 
 class HttpApplication:
     """The Open Inference Protocol as an ASGI application.
 
-    Calls that may take long run on ``workers``; everything else runs on the event loop.
+    Large bodies are decoded and encoded on ``workers``; everything else runs on the event loop.
     """
 
     def __init__(
@@ -45,8 +44,11 @@ class HttpApplication:
         self._dataplane = dataplane
         self._controlplane = controlplane
         self._config = config
-        self._workers = workers
-        self._inference = InferenceHandler(dataplane, config=config, workers=workers, on_rejected=on_rejected)
+        # A body as large as one may be always finds room in an idle server.
+        self._budget = BodyBudget(max(config.max_buffered_bytes, config.max_request_bytes))
+        self._inference = InferenceHandler(
+            dataplane, config=config, budget=self._budget, workers=workers, on_rejected=on_rejected
+        )
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one request; what a client that has left is sent, the server drops."""
@@ -87,25 +89,23 @@ class HttpApplication:
             case Operation.MODEL_METADATA:
                 return json_reply(model_metadata_document(plane.model_metadata(model, version=version)))
             case Operation.TIERS:
-                return json_reply(await self._apart(lambda: self._controlplane.tiers(model)))
+                return json_reply(self._controlplane.tiers(model))
             case _:
                 return await self._index(scope, receive)
 
     async def _index(self, scope: Scope, receive: Receive) -> Reply:
         headers = parse_headers(scope["headers"])
         limit = self._config.max_request_bytes
-        body = await read_body(
-            receive,
-            declared_bytes=headers.body_bytes,
-            max_bytes=limit,
-            timeout_seconds=self._config.body_timeout_seconds,
-        )
+        with self._budget.share() as take:
+            body = await read_body(
+                receive,
+                take=take,
+                declared_bytes=headers.body_bytes,
+                max_bytes=limit,
+                timeout_seconds=self._config.body_timeout_seconds,
+            )
         body = inflate(body, coding=headers.coding, max_bytes=limit)
         # tritonclient sends no body at all.
         document = parse_object(body, where="repository index") if body else {}
         ready_only = flag(document.get("ready", False), where="repository index: ready")
-        entries = await self._apart(lambda: self._controlplane.index(ready_only=ready_only))
-        return json_reply(repository_index_document(entries))
-
-    async def _apart(self, call: Callable[[], _Result]) -> _Result:
-        return await asyncio.get_running_loop().run_in_executor(self._workers, call)
+        return json_reply(repository_index_document(self._controlplane.index(ready_only=ready_only)))

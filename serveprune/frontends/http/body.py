@@ -5,6 +5,7 @@ import zlib
 
 from serveprune.errors import Cancelled, InvalidArgument, MessageTooLarge
 from serveprune.frontends.http.asgi import Receive
+from serveprune.frontends.http.body_budget import Take
 from serveprune.frontends.http.errors import BodyTimeout, UnsupportedMediaType
 
 Body = bytes | bytearray
@@ -14,11 +15,21 @@ _AUTOMATIC = zlib.MAX_WBITS | 32
 _CODINGS = (b"gzip", b"x-gzip", b"deflate")
 
 
-async def read_body(receive: Receive, *, declared_bytes: int | None, max_bytes: int, timeout_seconds: float) -> Body:
-    """Read a body to its end; ``declared_bytes`` is the Content-Length, if there is one.
+async def read_body(
+    receive: Receive, *, take: Take, declared_bytes: int | None, max_bytes: int, timeout_seconds: float
+) -> Body:
+    """Read a body to its end.
+
+    Args:
+        receive: Of the request.
+        take: Takes what has come from the budget; what is only announced costs no memory.
+        declared_bytes: The Content-Length, if there is one.
+        max_bytes: Bound on this body.
+        timeout_seconds: Within which all of it must come.
 
     Raises:
         MessageTooLarge: It is, or says it is, larger than ``max_bytes``.
+        ResourceExhausted: Too many bytes of other bodies are held.
         BodyTimeout: It was not complete after ``timeout_seconds``.
         Cancelled: The client left before the end.
     """
@@ -26,26 +37,27 @@ async def read_body(receive: Receive, *, declared_bytes: int | None, max_bytes: 
         raise _too_large(declared_bytes, max_bytes)
     try:
         async with asyncio.timeout(timeout_seconds):
-            return await _read(receive, max_bytes)
+            return await _read(receive, take, max_bytes)
     except TimeoutError:
         raise BodyTimeout(f"expected the whole body within {timeout_seconds:g} s; send it faster") from None
 
 
-async def _read(receive: Receive, max_bytes: int) -> Body:
+async def _read(receive: Receive, take: Take, max_bytes: int) -> Body:
     body: Body = b""
     while True:
         message = await receive()
         if message["type"] == "http.disconnect":
             raise Cancelled("the client left before its body was complete")
         chunk: bytes = message.get("body", b"")
+        if len(body) + len(chunk) > max_bytes:
+            raise _too_large(len(body) + len(chunk), max_bytes)
+        take(len(chunk))
         if not body:
             body = chunk
         else:
             # Grows in place: joining a list of chunks would need the memory twice.
             body = bytearray(body) if isinstance(body, bytes) else body
             body += chunk
-        if len(body) > max_bytes:
-            raise _too_large(len(body), max_bytes)
         if not message.get("more_body", False):
             return body
 

@@ -44,7 +44,6 @@ _STATUS_OF_TYPE: Mapping[type[ServePruneError], int] = {
 _STATUS_OF_CODE: Mapping[Code, int] = {
     Code.INVALID_ARGUMENT: 400,
     Code.NOT_FOUND: 404,
-    Code.ALREADY_EXISTS: 409,
     # Not 400: the request is in order, and would succeed if the server were in another state.
     Code.FAILED_PRECONDITION: 409,
     Code.RESOURCE_EXHAUSTED: 429,

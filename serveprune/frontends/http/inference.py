@@ -11,6 +11,7 @@ from serveprune.config.server import ServerConfig
 from serveprune.errors import Code, ServePruneError
 from serveprune.frontends.http.asgi import Header, Headers, Receive
 from serveprune.frontends.http.body import Body, inflate, read_body
+from serveprune.frontends.http.body_budget import BodyBudget, Take
 from serveprune.frontends.http.errors import UnsupportedMediaType
 from serveprune.frontends.http.pending_answer import PendingAnswer
 from serveprune.frontends.http.reply import Reply
@@ -23,7 +24,7 @@ from serveprune.oip.messages import InferenceRequest, InferenceResponse
 from serveprune.oip.output_format import OutputFormat
 from serveprune.oip.tensor import Tensor
 
-_INLINE_BYTES = 2**20
+_INLINE_BYTES = 2**16
 """Bodies above this size are decoded and encoded apart from the event loop, which serves the others meanwhile."""
 
 _JSON = (b"content-type", b"application/json")
@@ -38,11 +39,13 @@ class InferenceHandler:
         dataplane: DataPlane,
         *,
         config: ServerConfig,
+        budget: BodyBudget,
         workers: Executor,
         on_rejected: Callable[[Code], None],
     ) -> None:
         self._dataplane = dataplane
         self._config = config
+        self._budget = budget
         self._workers = workers
         self._on_rejected = on_rejected
 
@@ -53,23 +56,26 @@ class InferenceHandler:
             ServePruneError: It cannot be answered.
         """
         deadline = time.monotonic() + self._config.request_timeout_seconds
-        try:
-            request, output_format = await self._decode(route, headers, receive, deadline=deadline)
-        except ServePruneError as error:
-            # Later refusals are the data plane's, which counts them itself.
-            self._on_rejected(error.code)
-            raise
-        pending = PendingAnswer(
-            self._dataplane.submit(request), receive=receive, timeout_seconds=deadline - time.monotonic()
-        )
+        with self._budget.share() as take:
+            try:
+                request, output_format = await self._decode(route, headers, receive, take, deadline=deadline)
+            except ServePruneError as error:
+                # Later refusals are the data plane's, which counts them itself.
+                self._on_rejected(error.code)
+                raise
+            submitted = self._dataplane.submit(request)
+        # The answer may be long in coming, and nothing here needs the tensors any more.
+        del request
+        pending = PendingAnswer(submitted, receive=receive, timeout_seconds=deadline - time.monotonic())
         return await self._encode(await pending.result(), output_format)
 
     async def _decode(
-        self, route: HttpRoute, headers: Headers, receive: Receive, *, deadline: float
+        self, route: HttpRoute, headers: Headers, receive: Receive, take: Take, *, deadline: float
     ) -> tuple[InferenceRequest, OutputFormat]:
         parsed = parse_headers(headers)
         body = await read_body(
             receive,
+            take=take,
             declared_bytes=parsed.body_bytes,
             max_bytes=self._config.max_request_bytes,
             timeout_seconds=self._config.body_timeout_seconds,
@@ -111,7 +117,7 @@ class InferenceHandler:
         return Tensor(spec.name, Datatype.BYTES, array)
 
     async def _encode(self, response: InferenceResponse, output_format: OutputFormat) -> Reply:
-        if sum(tensor.array.nbytes for tensor in response.outputs) <= _INLINE_BYTES:
+        if sum(map(_content_bytes, response.outputs)) <= _INLINE_BYTES:
             parts, json_bytes = encode_response(response, output_format)
         else:
             loop = asyncio.get_running_loop()
@@ -121,3 +127,12 @@ class InferenceHandler:
             return Reply(200, (_JSON, tier), parts)
         length: Header = (b"inference-header-content-length", b"%d" % json_bytes)
         return Reply(200, (_BINARY, length, tier), parts)
+
+
+def _content_bytes(tensor: Tensor) -> int:
+    """Return roughly how much there is to encode."""
+    size = tensor.array.nbytes
+    # Of BYTES that counts the pointers; where they are many already, the elements need not be counted.
+    if tensor.datatype is Datatype.BYTES and size <= _INLINE_BYTES:
+        size += sum(map(len, tensor.array.flat))
+    return size

@@ -111,6 +111,7 @@ def test_message_is_refused_when_it_is_no_protobuf(front: RunningFrontend, metho
     code, details = status(refusal.value)
     assert code is grpc.StatusCode.INVALID_ARGUMENT
     assert f"inference.{method}Request" in details
+    assert front.rejected == ([Code.INVALID_ARGUMENT] if method == "ModelInfer" else [])
 
 
 def test_call_is_refused_when_it_has_no_message(front: RunningFrontend) -> None:

@@ -3,12 +3,14 @@ import time
 from typing import Any
 
 import grpc
+import numpy as np
 import pytest
 from google.protobuf import descriptor_pb2
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 
 from contract.grpc.conftest import RunningFrontend, Start
+from contract.grpc.messages import floats, of_arrays
 from contract.numpy_plane import NumpyPlane
 from serveprune.config.server import ServerConfig
 from serveprune.errors import FailedPrecondition
@@ -81,6 +83,24 @@ def test_probes_are_answered_when_every_worker_is_taken(start: Start) -> None:
     front.plane.release.set()
     assert running.result()
     assert waiting.result()
+
+
+def test_inference_goes_on_when_half_open_calls_hold_every_worker(start: Start) -> None:
+    front = start(grpc_workers=4, body_timeout_seconds=3600)
+    infer = front.channel.stream_unary("/inference.GRPCInferenceService/ModelInfer")
+    half_open = [infer.future(iter(front.plane.release.wait, True)) for _ in range(12)]
+    deadline = time.monotonic() + 20
+    while len(front.frontend._receiving._since) < 4 and time.monotonic() < deadline:
+        time.sleep(0.005)
+
+    with grpc.insecure_channel(str(front.address), options=[("grpc.use_local_subchannel_pool", 1)]) as channel:
+        one = np.ones((1, 3), np.float32)
+        answer = GRPCInferenceServiceStub(channel).ModelInfer(of_arrays("add", a=one, b=one), timeout=60)
+
+    assert floats(answer)[:3] == [2.0, 2.0, 2.0]
+    assert "CANCELLED" in front.rejected
+    for call in half_open:
+        call.cancel()
 
 
 def test_watcher_is_told_of_every_change_and_of_the_drain(front: RunningFrontend) -> None:

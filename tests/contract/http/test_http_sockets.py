@@ -139,6 +139,34 @@ def test_body_over_the_limit_is_413_before_it_is_sent(length: int) -> None:
         assert served.rejected == ["RESOURCE_EXHAUSTED"]
 
 
+def test_bodies_over_the_common_budget_are_429_until_others_end() -> None:
+    part = bytes(LIMIT_BYTES - 1)
+    with serve(max_request_bytes=LIMIT_BYTES, max_buffered_bytes=2 * LIMIT_BYTES) as served:
+        unfinished = [served.connect() for _ in range(2)]
+        for connection in unfinished:
+            connection.sendall(post(INFER, part, length=LIMIT_BYTES))
+        wait_until(lambda: served.client.post(INFER, content=BODY).status_code == 429)
+        answer = served.client.post(INFER, content=BODY)
+        assert int(answer.headers["retry-after"]) >= 1
+        assert "server.max_buffered_bytes" in answer.json()["error"]
+        assert set(served.rejected) == {"RESOURCE_EXHAUSTED"}
+
+        for connection in unfinished:
+            connection.close()
+        wait_until(lambda: served.client.post(INFER, content=BODY).status_code == 200)
+
+
+def test_budget_is_given_back_when_a_request_is_submitted() -> None:
+    with serve(max_request_bytes=LIMIT_BYTES, max_buffered_bytes=LIMIT_BYTES) as served, served.connect() as slow:
+        padded = b'{"inputs":[]' + b" " * (LIMIT_BYTES - 20) + b"}"
+        slow.sendall(post("/v2/models/slow/infer", padded))
+        assert served.plane.entered.wait(20)
+
+        assert served.client.post(INFER, content=BODY).status_code == 200
+        served.plane.release.set()
+        assert read_answer(slow).status == 200
+
+
 def test_body_over_the_limit_is_413_for_a_client_that_sends_all_of_it_first() -> None:
     with serve(max_request_bytes=LIMIT_BYTES) as served:
         answer = served.client.post(INFER, content=bytes(8 * LIMIT_BYTES))

@@ -48,6 +48,39 @@ def test_warm_finds_out_whether_rows_may_share_a_run(
     assert instance.batchable is batchable
 
 
+@pytest.mark.parametrize("size", [7, 28, 224])
+def test_warm_sees_that_rows_are_mixed_whatever_their_size(size: int) -> None:
+    specs = (TensorSpec("x", Datatype.FP32, (-1, 1, size, size)),)
+    mixing = FunctionSession(lambda x: x - x.mean(axis=0, keepdims=True), specs)
+    instance = Instance(mixing, identity=("m", "1", "dense"), max_batch_size=4)
+    instance.warm()
+    assert not instance.batchable
+
+
+def looks_back(x: Array) -> Array:
+    """Leave the first row as it is, and add it to those behind it."""
+    behind: Array = np.concatenate([np.zeros_like(x[:1]), np.repeat(x[:1], len(x) - 1, axis=0)])
+    return x + behind
+
+
+@pytest.mark.parametrize("datatype", [Datatype.FP32, Datatype.INT64, Datatype.UINT8])
+@pytest.mark.parametrize("width", [1, 2, 3, 8])
+def test_warm_compares_every_row(datatype: Datatype, width: int) -> None:
+    specs = (TensorSpec("x", datatype, (-1, width)),)
+    for function, batchable in ((looks_back, False), (lambda x: x[::-1], False), (lambda x: x, True)):
+        instance = Instance(FunctionSession(function, specs), identity=("m", "1", "dense"), max_batch_size=4)
+        instance.warm()
+        assert instance.batchable is batchable
+
+
+def test_made_up_masks_are_never_of_zeros_alone() -> None:
+    specs = tuple(TensorSpec(name, Datatype.INT64, (-1, -1)) for name in ("input_ids", "attention_mask"))
+    instance = Instance(FunctionSession(lambda x: x, specs), identity=("m", "1", "dense"), max_batch_size=4)
+    example = instance.example(5)
+    assert all(array.any(axis=1).all() for array in example.values())
+    assert all(set(np.unique(array)) == {0, 1} for array in example.values())
+
+
 @pytest.mark.parametrize("apart", [True, False])
 def test_warm_takes_the_word_of_dense_when_a_tier_moves_with_its_neighbours(apart: bool) -> None:
     dense = Instance(FunctionSession(lambda x: x), identity=("m", "1", "dense"), max_batch_size=4)

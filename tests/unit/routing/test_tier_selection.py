@@ -1,3 +1,5 @@
+from typing import Any
+
 import pytest
 
 from serveprune.errors import InvalidArgument
@@ -37,3 +39,16 @@ def test_choice_is_refused_when_the_request_contradicts_itself(
 ) -> None:
     with pytest.raises(InvalidArgument, match=message):
         choose_tier(InferenceRequest(model, (), tier=header, parameters=parameters))
+
+
+@pytest.mark.parametrize(
+    ("asked", "place"),
+    [
+        ({"model": "minilm@"}, "model name 'minilm@'"),
+        ({"model": "minilm", "tier": ""}, "the header x-compression-tier"),
+        ({"model": "minilm", "parameters": {"tier": ""}}, "the parameter tier"),
+    ],
+)
+def test_empty_tier_is_refused_wherever_it_stands(asked: dict[str, Any], place: str) -> None:
+    with pytest.raises(InvalidArgument, match=f"{place}: expected the name of a tier, got an empty one"):
+        choose_tier(InferenceRequest(inputs=(), **asked))

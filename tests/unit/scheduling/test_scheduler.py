@@ -1,5 +1,7 @@
+import gc
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+import weakref
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import numpy as np
 import pytest
@@ -188,6 +190,132 @@ def test_scheduler_fails_what_still_waits_when_the_drain_time_is_over() -> None:
     waiting = job(variant, 1.0)
     scheduler.submit(waiting)
     scheduler.stop(drain_seconds=0.05)
-    with pytest.raises(Cancelled):
+    with pytest.raises(Unavailable, match="shutting down") as refused:
         waiting.future.result(0)
+    assert refused.value.retry_after_seconds == 1.0
     variant.let_go.set()
+
+
+def test_idle_executors_sleep_on_when_a_batch_ends(monkeypatch: pytest.MonkeyPatch) -> None:
+    wakings = []
+    wait = threading.Condition.wait
+
+    def counted(condition: threading.Condition, timeout: float | None = None) -> bool:
+        woken = wait(condition, timeout)
+        if threading.current_thread().name.startswith("executor-"):
+            wakings.append(threading.current_thread().name)
+        return woken
+
+    monkeypatch.setattr(threading.Condition, "wait", counted)
+    scheduler = Scheduler(executors=8)
+    variant = Held()
+    variant.let_go.set()
+    for _ in range(20):
+        scheduler.submit(done := job(variant, 1.0))
+        done.future.result(30)
+    woken = len(wakings)
+    scheduler.stop(drain_seconds=30)
+    # At most one executor wakes for a job; most find the next job without having slept.
+    assert woken <= 20
+
+
+def test_large_job_is_computed_in_slices_and_answered_whole(scheduler: Scheduler) -> None:
+    variant = Held()
+    variant.let_go.set()
+    values = np.arange(38, dtype=np.float32).reshape(19, 2)
+    large = Job(variant, {"x": values}, 19, 1e6)
+    scheduler.submit(large)
+    doubled, plus_one = large.future.result(30).outputs
+    np.testing.assert_array_equal(doubled, values * 2)
+    np.testing.assert_array_equal(plus_one, values + 1)
+    assert variant.batches == [8, 8, 3]
+
+
+def test_large_job_is_computed_at_once_when_rows_are_not_apart(scheduler: Scheduler) -> None:
+    variant = Held()
+    variant.batchable = False
+    variant.let_go.set()
+    large = job(variant, 1.0, rows=19)
+    scheduler.submit(large)
+    large.future.result(30)
+    assert variant.batches == [19]
+
+
+class Interrupted(Held):
+    """A variant during whose first run something happens."""
+
+    def __init__(self, event: Callable[[], object]) -> None:
+        super().__init__()
+        self.let_go.set()
+        self.event = event
+
+    def run(self, feeds: Mapping[str, Array], *, outputs: Sequence[str] = ()) -> list[Array]:
+        if not self.batches:
+            self.event()
+        return super().run(feeds, outputs=outputs)
+
+
+def test_rest_of_a_large_job_is_not_computed_when_its_caller_leaves(scheduler: Scheduler) -> None:
+    variant = Interrupted(lambda: large.abandon())
+    large = job(variant, 1.0, rows=19)
+    scheduler.submit(large)
+    with pytest.raises(Cancelled, match="before all of the request"):
+        large.future.result(30)
+    assert variant.batches == [8]
+
+
+def test_rest_of_a_large_job_is_not_computed_when_its_deadline_passes(scheduler: Scheduler, clock: list[float]) -> None:
+    variant = Interrupted(lambda: clock.__setitem__(0, 6.0))
+    large = job(variant, 1.0, rows=19, deadline=5.0)
+    scheduler.submit(large)
+    with pytest.raises(DeadlineExceeded, match="before all of the request"):
+        large.future.result(30)
+    assert variant.batches == [8]
+
+
+def test_rest_of_a_large_job_is_not_computed_when_the_drain_time_is_over() -> None:
+    scheduler = Scheduler(executors=1)
+    variant = Held()
+    large = job(variant, 1.0, rows=19)
+    scheduler.submit(large)
+    assert variant.started.wait(30)
+    assert not scheduler.stop(drain_seconds=0)
+    variant.let_go.set()
+    with pytest.raises(Unavailable, match="shutting down"):
+        large.future.result(30)
+    assert variant.batches == [8]
+
+
+def test_tensors_are_freed_when_the_caller_of_a_waiting_job_leaves(scheduler: Scheduler) -> None:
+    variant = Held()
+    occupy(scheduler, variant)
+    first, gone, last = job(variant, 1.0), job(variant, 2.0, rows=7), job(variant, 3.0, rows=7)
+    tensor = weakref.ref(gone.feeds["x"])
+    for one in (first, gone, last):
+        scheduler.submit(one)
+    gone.abandon()
+    assert tensor() is None
+    variant.let_go.set()
+    last.future.result(30)
+    # Nor are its rows counted: the other two share the batch they fill.
+    assert variant.batches == [1, 8]
+
+
+@pytest.mark.parametrize("error", [None, InvalidArgument("shape")])
+def test_tensors_are_freed_when_a_job_has_run(scheduler: Scheduler, error: Exception | None) -> None:
+    variant = Held()
+    variant.error = error
+    variant.let_go.set()
+    done = job(variant, 1.0)
+    tensor = weakref.ref(done.feeds["x"])
+    gc.disable()
+    try:
+        scheduler.submit(done)
+        done.future.exception(30)
+        variant.error = None
+        # The executor lets go of one job before it takes the next.
+        scheduler.submit(after := job(variant, 1.0))
+        after.future.result(30)
+        assert tensor() is None
+    finally:
+        gc.enable()

@@ -1,12 +1,24 @@
+import gc
 import threading
+import time
+import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
+from typing import Literal
 
 import numpy as np
 import pytest
 
 from serveprune.config.model import ModelConfig
-from serveprune.errors import DeadlineExceeded, InvalidArgument, NotFound, ResourceExhausted, Unavailable
+from serveprune.errors import (
+    Code,
+    DeadlineExceeded,
+    Internal,
+    InvalidArgument,
+    NotFound,
+    ResourceExhausted,
+    Unavailable,
+)
 from serveprune.models.instance import Instance
 from serveprune.models.registry import Model, Registry
 from serveprune.models.variant import VariantState
@@ -15,6 +27,7 @@ from serveprune.observability.metrics import Metrics
 from serveprune.oip.datatype import Datatype
 from serveprune.oip.messages import InferenceRequest, InferenceResponse
 from serveprune.oip.tensor import Array, Tensor, TensorSpec
+from serveprune.routing.router import RouteReason
 from serveprune.scheduling.scheduler import Scheduler
 from serveprune.serving.admission import Admission
 from serveprune.serving.dataplane import DataPlane
@@ -45,7 +58,7 @@ class Adder:
 class Planes:
     """A data plane over one model whose tier `int8` adds 100 and whose dense tier adds 1."""
 
-    def __init__(self, *, limit: int = 8, timeout_seconds: float = 30.0) -> None:
+    def __init__(self, *, limit: int = 8, timeout_seconds: float = 30.0, max_rows: int = 8) -> None:
         config = ModelConfig.model_validate({"source": {"onnx": "m.onnx"}, "tiers": ["dense", "int8", "lean"]})
         self.model = Model("adder", config, default_tier="dense")
         self.sessions = {"dense": Adder(1), "int8": Adder(100)}
@@ -63,16 +76,24 @@ class Planes:
             self.metrics,
             preprocessing_threads=1,
             request_timeout_seconds=timeout_seconds,
+            max_request_rows=max_rows,
         )
 
     def count(self, metric: series.Metric, *labels: str) -> float:
         value: float = self.metrics.counter(metric, *labels)._value.get()
         return value
 
+    @property
+    def is_at_rest(self) -> bool:
+        """Whether every place, use and series is given back."""
+        users = [variant.instance._users for variant in self.model.variants.values() if variant.instance]
+        in_flight = self.metrics.gauge(series.IN_FLIGHT, "adder", "1")._value.get()
+        return (self.admission._admitted, in_flight, *users) == (0, 0, 0, 0)
+
     def stop(self) -> None:
         for session in self.sessions.values():
             session.let_go.set()
-        self.dataplane.close()
+        self.dataplane.close(drain_seconds=5)
         self.scheduler.stop(drain_seconds=5)
 
 
@@ -87,6 +108,43 @@ def make_planes() -> Iterator[Callable[..., Planes]]:
     yield make
     for planes in made:
         planes.stop()
+
+
+class Words:
+    """A preprocessor of which each text becomes a row, and that can be held up or fail."""
+
+    kind: Literal["text"] = "text"
+    input = TensorSpec("text", Datatype.BYTES, (-1,))
+    targets = ("x",)
+    padding: Mapping[str, int] = {}
+
+    def __init__(self, error: Exception | None = None) -> None:
+        self.error = error
+        self.calls = 0
+        self.started, self.let_go = threading.Event(), threading.Event()
+        self.let_go.set()
+
+    def __call__(self, values: Sequence[bytes]) -> dict[str, Array]:
+        self.calls += 1
+        self.started.set()
+        assert self.let_go.wait(30)
+        if self.error is not None:
+            raise self.error
+        return {"x": np.zeros((len(values), 2), np.float32)}
+
+
+def eventually(condition: Callable[[], bool]) -> bool:
+    """Wait for what another thread is about to do."""
+    deadline = time.monotonic() + 20
+    while not condition() and time.monotonic() < deadline:
+        time.sleep(0.005)
+    return condition()
+
+
+def text_request(*texts: bytes) -> InferenceRequest:
+    array = np.empty(len(texts), dtype=object)
+    array[:] = texts
+    return InferenceRequest("adder", (Tensor("text", Datatype.BYTES, array),))
 
 
 def request(model: str = "adder", value: float = 0.0, **fields: object) -> InferenceRequest:
@@ -210,3 +268,153 @@ def test_metadata_and_readiness_speak_of_the_model_or_of_one_tier(make_planes: C
     assert not planes.dataplane.model_ready("adder@lean")
     with pytest.raises(NotFound):
         planes.dataplane.model_ready("adder@huge")
+
+
+def test_default_tier_decides_whether_a_model_is_ready(make_planes: Callable[..., Planes]) -> None:
+    planes = make_planes()
+    planes.model.update("dense", state=VariantState.FAILED, instance=None)
+    assert not planes.dataplane.model_ready("adder")
+    assert not planes.dataplane.ready()
+    assert planes.dataplane.model_ready("adder@int8")
+    planes.model.default_tier = "lean"
+    assert planes.dataplane.model_ready("adder")
+    assert planes.dataplane.submit(request()).result(30).tier == "int8"
+
+
+def test_empty_tier_is_the_same_error_everywhere(make_planes: Callable[..., Planes]) -> None:
+    dataplane = make_planes().dataplane
+    ask: tuple[Callable[[], object], ...] = (
+        lambda: dataplane.submit(request("adder@")),
+        lambda: dataplane.model_ready("adder@"),
+        lambda: dataplane.model_metadata("adder@"),
+    )
+    for question in ask:
+        with pytest.raises(InvalidArgument, match="model name 'adder@': expected the name of a tier, got an empty one"):
+            question()
+
+
+@pytest.mark.parametrize("rows", [9, 100_000])
+def test_request_is_refused_when_it_has_too_many_rows(make_planes: Callable[..., Planes], rows: int) -> None:
+    planes = make_planes()
+    planes.model.preprocessor = words = Words()
+    many = Tensor.of("x", np.zeros((rows, 2), np.float32))
+    for refused in (text_request(*[b""] * rows), InferenceRequest("adder", (many,))):
+        with pytest.raises(InvalidArgument, match=rf"at most 8 rows .*server\.max_request_rows.*, got {rows}"):
+            planes.dataplane.submit(refused).result(30)
+    assert words.calls == 0
+    assert eventually(lambda: planes.is_at_rest)
+
+
+def test_request_of_more_rows_than_a_batch_is_answered_whole(make_planes: Callable[..., Planes]) -> None:
+    planes = make_planes()
+    values = np.arange(14, dtype=np.float32).reshape(7, 2)
+    answer = planes.dataplane.submit(InferenceRequest("adder", (Tensor.of("x", values),))).result(30)
+    np.testing.assert_array_equal(answer.outputs[0].array, values + 1)
+
+
+def test_everything_is_given_back_when_preprocessing_fails_unexpectedly(make_planes: Callable[..., Planes]) -> None:
+    planes = make_planes(limit=1)
+    planes.model.preprocessor = Words(ZeroDivisionError("secret"))
+    for _ in range(3):
+        with pytest.raises(Internal, match=r"^internal error; see the server's log$"):
+            planes.dataplane.submit(text_request(b"a")).result(30)
+        assert eventually(lambda: planes.is_at_rest)
+    assert planes.count(series.REQUESTS, "adder", "1", "dense", "INTERNAL") == 3
+
+
+def test_everything_is_given_back_when_an_answer_cannot_be_made(make_planes: Callable[..., Planes]) -> None:
+    class Complex(Adder):
+        def run(self, feeds: Mapping[str, Array], *, outputs: Sequence[str] = ()) -> list[Array]:
+            return [*super().run(feeds, outputs=outputs), np.zeros(1)]
+
+    planes = make_planes(limit=1)
+    planes.model.update("dense", instance=Instance(Complex(1), identity=("adder", "1", "dense"), max_batch_size=4))
+    for _ in range(3):
+        with pytest.raises(Internal):
+            planes.dataplane.submit(request()).result(30)
+        assert eventually(lambda: planes.is_at_rest)
+
+
+def test_request_ends_once_when_its_caller_leaves_during_preprocessing_and_the_server_stops(
+    make_planes: Callable[..., Planes],
+) -> None:
+    planes = make_planes()
+    planes.model.preprocessor = words = Words()
+    words.let_go.clear()
+    left = planes.dataplane.submit(text_request(b"a"))
+    assert words.started.wait(30)
+    assert left.cancel()
+    planes.scheduler.stop(drain_seconds=0)
+    words.let_go.set()
+    assert planes.dataplane.close(drain_seconds=30)
+    assert planes.is_at_rest
+    assert planes.count(series.REQUESTS, "adder", "1", "dense", "CANCELLED") == 1
+
+
+def test_close_keeps_its_patience_and_ends_what_waits_for_preprocessing(make_planes: Callable[..., Planes]) -> None:
+    planes = make_planes()
+    planes.model.preprocessor = words = Words()
+    words.let_go.clear()
+    running = planes.dataplane.submit(text_request(b"a"))
+    assert words.started.wait(30)
+    waiting = planes.dataplane.submit(text_request(b"b"))
+    assert not planes.dataplane.close(drain_seconds=0.01)
+    late = planes.dataplane.submit(text_request(b"c"))
+    for refused in (waiting, late):
+        error = refused.exception(0)
+        assert isinstance(error, Unavailable)
+        assert error.retry_after_seconds == 1.0
+    planes.scheduler.stop(drain_seconds=0)
+    words.let_go.set()
+    assert isinstance(running.exception(30), Unavailable)
+    assert eventually(lambda: planes.is_at_rest)
+    assert words.calls == 1
+
+
+def test_close_waits_for_what_is_preprocessed(make_planes: Callable[..., Planes]) -> None:
+    planes = make_planes()
+    planes.model.preprocessor = Words()
+    futures = [planes.dataplane.submit(text_request(b"a")) for _ in range(5)]
+    assert planes.dataplane.close(drain_seconds=30)
+    assert [future.result(30).tier for future in futures] == ["dense"] * 5
+
+
+def test_giving_up_at_the_deadline_is_counted_as_such(make_planes: Callable[..., Planes]) -> None:
+    planes = make_planes(timeout_seconds=0.02)
+    held = occupy(planes)
+    late = planes.dataplane.submit(request())
+    threading.Event().wait(0.05)
+    assert late.cancel()
+    planes.sessions["dense"].let_go.set()
+    held.exception(30)
+    assert planes.count(series.REQUESTS, "adder", "1", "dense", "DEADLINE_EXCEEDED") == 1
+    assert planes.count(series.REQUESTS, "adder", "1", "dense", "CANCELLED") == 0
+
+
+def test_series_that_requests_move_are_there_from_the_start(make_planes: Callable[..., Planes]) -> None:
+    registry = make_planes().metrics.registry
+    variant = {"model": "adder", "version": "1", "tier": "lean"}
+    for code in Code:
+        assert registry.get_sample_value("serveprune_rejected_requests_total", {"code": code}) == 0
+    for code in ("OK", *Code):
+        assert registry.get_sample_value("serveprune_requests_total", {**variant, "code": code}) == 0
+    for reason in RouteReason:
+        assert registry.get_sample_value("serveprune_served_tier_total", {**variant, "reason": reason}) == 0
+    assert registry.get_sample_value("serveprune_requests_in_flight", {"model": "adder", "version": "1"}) == 0
+    assert registry.get_sample_value("serveprune_request_preprocessing_seconds_count", variant) == 0
+
+
+@pytest.mark.parametrize("width", [2, 3])
+def test_tensors_are_freed_while_the_answer_is_kept(make_planes: Callable[..., Planes], width: int) -> None:
+    planes = make_planes()
+    array = np.zeros((1, width), np.float32)
+    tensor = weakref.ref(array)
+    gc.disable()
+    try:
+        kept = planes.dataplane.submit(InferenceRequest("adder", (Tensor.of("x", array),)))
+        kept.exception(30)
+        del array
+        planes.dataplane.submit(request()).result(30)
+        assert eventually(lambda: tensor() is None)
+    finally:
+        gc.enable()

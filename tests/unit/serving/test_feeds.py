@@ -37,7 +37,7 @@ class Lengths:
 
 
 def test_feeds_are_found_by_name_when_the_order_differs() -> None:
-    feeds, rows = graph_feeds([ids(3, 5, name="mask"), ids(3, 5)], SPECS)
+    feeds, rows = graph_feeds([ids(3, 5, name="mask"), ids(3, 5)], SPECS, max_rows=3)
     assert (sorted(feeds), rows) == (["ids", "mask"], 3)
 
 
@@ -54,14 +54,14 @@ def test_feeds_are_found_by_name_when_the_order_differs() -> None:
 )
 def test_feeds_are_refused_when_they_do_not_fit(tensors: list[Tensor], message: str) -> None:
     with pytest.raises(InvalidArgument, match=message):
-        graph_feeds(tensors, SPECS)
+        graph_feeds(tensors, SPECS, max_rows=8)
 
 
 @pytest.mark.parametrize("shape", [(2,), (2, 1)])
 def test_texts_become_graph_inputs(shape: tuple[int, ...]) -> None:
     sent = [texts([b"ab", b"abc"], shape)]
     assert needs_preprocessing(sent, Lengths())
-    feeds, rows = graph_feeds(preprocess(sent, Lengths()), SPECS)
+    feeds, rows = graph_feeds(preprocess(sent, Lengths(), max_rows=2), SPECS, max_rows=2)
     assert rows == 2
     assert feeds["mask"].tolist() == [[1, 1, 0], [1, 1, 1]]
 
@@ -76,4 +76,18 @@ def test_texts_become_graph_inputs(shape: tuple[int, ...]) -> None:
 )
 def test_texts_are_refused_when_they_cannot_be_meant(tensors: list[Tensor], message: str) -> None:
     with pytest.raises(InvalidArgument, match=message):
-        preprocess(tensors, Lengths())
+        preprocess(tensors, Lengths(), max_rows=8)
+
+
+def test_feeds_are_refused_when_there_are_too_many_rows() -> None:
+    with pytest.raises(InvalidArgument, match=r"at most 2 rows .*server\.max_request_rows.*, got 3; send several"):
+        graph_feeds([ids(3, 5), ids(3, 5, name="mask")], SPECS, max_rows=2)
+
+
+def test_texts_are_refused_unread_when_there_are_too_many() -> None:
+    class Unreadable(Lengths):
+        def __call__(self, values: Sequence[bytes]) -> dict[str, Array]:
+            raise AssertionError("read")
+
+    with pytest.raises(InvalidArgument, match=r"at most 2 rows .* got 3"):
+        preprocess([texts([b"a", b"b", b"c"])], Unreadable(), max_rows=2)

@@ -163,3 +163,12 @@ def test_sizes_are_checked_before_anything_is_allocated() -> None:
 
     with pytest.raises(InvalidArgument, match="'x'"):
         decode_request(message)
+
+
+def test_message_is_refused_when_it_asks_for_an_output_twice() -> None:
+    message = raw(b"a", names="x")
+    for name in ("y", "z", "y"):
+        message.outputs.add(name=name)
+
+    with pytest.raises(InvalidArgument, match="output 'y' is asked for twice"):
+        decode_request(message)

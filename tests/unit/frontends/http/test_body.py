@@ -6,9 +6,10 @@ from typing import Any
 
 import pytest
 
-from serveprune.errors import Cancelled, InvalidArgument, MessageTooLarge
+from serveprune.errors import Cancelled, InvalidArgument, MessageTooLarge, ResourceExhausted
 from serveprune.frontends.http.asgi import Receive
 from serveprune.frontends.http.body import inflate, read_body
+from serveprune.frontends.http.body_budget import BodyBudget
 from serveprune.frontends.http.errors import BodyTimeout, UnsupportedMediaType
 
 
@@ -29,8 +30,17 @@ def chunks(*bodies: bytes, then: str = "end") -> Receive:
     return receive
 
 
-def read(receive: Receive, *, declared: int | None = None, limit: int = 10, timeout: float = 30) -> bytes:
-    return bytes(asyncio.run(read_body(receive, declared_bytes=declared, max_bytes=limit, timeout_seconds=timeout)))
+def read(
+    receive: Receive,
+    *,
+    declared: int | None = None,
+    limit: int = 10,
+    timeout: float = 30,
+    budget: BodyBudget | None = None,
+) -> bytes:
+    with (budget or BodyBudget(limit)).share() as take:
+        body = read_body(receive, take=take, declared_bytes=declared, max_bytes=limit, timeout_seconds=timeout)
+        return bytes(asyncio.run(body))
 
 
 @pytest.mark.parametrize("bodies", [(b"",), (b"abc",), (b"ab", b"", b"c"), (b"", b"abc"), (b"a", b"b", b"c", b"")])
@@ -60,6 +70,17 @@ def test_body_is_given_up_when_the_client_is_too_slow() -> None:
 def test_body_is_given_up_when_the_client_leaves() -> None:
     with pytest.raises(Cancelled, match="left"):
         read(chunks(b"a", then="disconnect"))
+
+
+def test_body_is_refused_when_others_hold_the_budget_and_read_when_they_give_it_back() -> None:
+    budget = BodyBudget(10)
+    with budget.share() as take:
+        take(4)
+        with pytest.raises(ResourceExhausted, match=r"holds 9 bytes .*server\.max_buffered_bytes: 10") as refused:
+            read(chunks(b"01234", b"56", then="silence"), budget=budget)
+        assert refused.value.retry_after_seconds == 1.0
+        assert read(chunks(b"012345"), budget=budget) == b"012345"
+    assert read(chunks(b"0123456789"), budget=budget) == b"0123456789"
 
 
 RAW = b"0123456789" * 10

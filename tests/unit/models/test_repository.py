@@ -1,0 +1,71 @@
+from pathlib import Path
+
+import numpy as np
+import pytest
+from onnx import TensorProto, helper
+from unit.artifacts.artifact_factory import commit_tier
+
+from serveprune.artifacts.store import Artifact, ArtifactStore
+from serveprune.backends.onnx_runtime import OnnxRuntimeBackend
+from serveprune.errors import NotFound
+from serveprune.models.instance import Instance
+from serveprune.models.repository import VariantRepository
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> ArtifactStore:
+    return ArtifactStore(tmp_path / "store", max_bytes=2**30)
+
+
+@pytest.fixture
+def repository(store: ArtifactStore) -> VariantRepository:
+    return VariantRepository(store, OnnxRuntimeBackend(), threads=1, any_environment=False)
+
+
+@pytest.fixture
+def artifact(store: ArtifactStore) -> Artifact:
+    values = [helper.make_tensor_value_info(name, TensorProto.FLOAT, ["batch", 4]) for name in "xy"]
+    graph = helper.make_graph([helper.make_node("Relu", ["x"], ["y"])], "relu", values[:1], values[1:])
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10)
+    return commit_tier(store, content=model.SerializeToString())
+
+
+def load(repository: VariantRepository, artifact: Artifact) -> Instance:
+    return repository.load(artifact, identity=("boots", "1", "int8"), max_batch_size=4, dense=None)
+
+
+def test_artifact_is_leased_while_its_instance_is_open(
+    store: ArtifactStore, repository: VariantRepository, artifact: Artifact
+) -> None:
+    instance = load(repository, artifact)
+    assert instance.batchable
+    assert instance.run({"x": np.full((1, 4), -1, np.float32)})[0].tolist() == [[0.0] * 4]
+    assert store.is_leased(artifact.key)
+    instance.retire()
+    assert not store.is_leased(artifact.key)
+
+
+def test_lease_is_given_back_when_the_first_run_fails_unexpectedly(
+    store: ArtifactStore, repository: VariantRepository, artifact: Artifact, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(self: Instance) -> None:
+        raise MemoryError
+
+    monkeypatch.setattr(Instance, "warm", fail)
+    with pytest.raises(MemoryError):
+        load(repository, artifact)
+    assert not store.is_leased(artifact.key)
+
+
+def test_load_does_not_find_an_artifact_that_was_evicted_meanwhile(
+    store: ArtifactStore, repository: VariantRepository, artifact: Artifact
+) -> None:
+    ArtifactStore(store.root, max_bytes=1).collect_garbage()
+    with pytest.raises(NotFound, match="built again"):
+        load(repository, artifact)
+
+
+def test_log_is_named_relative_to_the_store(store: ArtifactStore, repository: VariantRepository) -> None:
+    log = store.failure_log("boots-int8")
+    assert repository.name_of(log) == str(log.relative_to(store.root))
+    assert repository.name_of(Path("/elsewhere/build.log")) == "build.log"
