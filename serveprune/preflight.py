@@ -1,11 +1,15 @@
-"""What of a config can be judged before anything starts, but not from its text alone: do the data fit the graph?"""
+"""What of a config can be judged before anything starts, but not from its text alone.
+
+Do the data fit the graph, and can the tiers be built from them?
+"""
 
 import importlib.util
 from collections.abc import Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from serveprune.config.model import ModelConfig
+from serveprune.config.model import DENSE, ModelConfig, OnnxSource
+from serveprune.config.profile import ProfileConfig, QuantizeOptions
 from serveprune.config.root import ServePruneConfig
 from serveprune.errors import ConfigError, ServePruneError
 from serveprune.evaluation.dataset import load_dataset
@@ -13,9 +17,12 @@ from serveprune.oip.tensor import TensorSpec
 from serveprune.preprocessing.loading import load_preprocessor
 from serveprune.preprocessing.protocol import Preprocessor
 
+_PICTURES_DECODED = 32
+"""Enough to see whether pictures are what the model takes, without a server's start waiting for thousands."""
+
 
 def check_datasets(config: ServePruneConfig) -> list[str]:
-    """Find sources that cannot be read, and calibration and evaluation files that do not fit their graph's inputs.
+    """Find sources that cannot be read, files that do not fit their graph's inputs, and sets that tiers lack.
 
     Graphs are not exported, so a model whose inputs only an import can tell is passed over. So is every model
     where the compressing half is not installed: nothing is built there, and no data set is used.
@@ -26,7 +33,9 @@ def check_datasets(config: ServePruneConfig) -> list[str]:
     if not all(importlib.util.find_spec(package) for package in ("onnx", "onnx_ir")):
         return []
     return [
-        f"models.{name}.{problem}" for name, model in config.models.items() for problem in _problems_of_model(model)
+        f"models.{name}.{problem}"
+        for name, model in config.models.items()
+        for problem in (*_problems_of_model(model), *_missing_samples(model), *_missing_calibration(model, config))
     ]
 
 
@@ -52,6 +61,45 @@ def _problems_of_model(model: ModelConfig) -> list[str]:
     ]
 
 
+def _missing_samples(model: ModelConfig) -> list[str]:
+    tiers = [tier for tier in model.tiers if tier != DENSE]
+    if not tiers or model.calibration is not None or model.evaluation is not None:
+        return []
+    problem = (
+        f"evaluation: expected a set to judge {tiers[0]} on (or a calibration set, of which a quarter is held out), "
+        "got none; without one the tier cannot be built"
+    )
+    return [problem]
+
+
+def _missing_calibration(model: ModelConfig, config: ServePruneConfig) -> list[str]:
+    """Say which tier chooses scheme static for this graph and has nothing to take its ranges from."""
+    choosing = [tier for tier in model.tiers if _chooses_scheme(config.profile(tier))]
+    if model.calibration is not None or model.evaluation is None:
+        return []
+    if not choosing or not isinstance(model.source, OnnxSource):
+        return []
+    from serveprune.compression.quantization.scheme import multiplications
+    from serveprune.graph.onnx_file import read_header
+
+    try:
+        scheme = multiplications(read_header(model.source.onnx)).scheme
+    except ServePruneError:
+        return []  # told as a problem of the source
+    if scheme == "dynamic":
+        return []
+    problem = (
+        f"calibration: expected a calibration set, because profile {choosing[0]} quantizes this graph, most of whose "
+        "work is convolutions, with scheme static, got none; scheme: dynamic needs none"
+    )
+    return [problem]
+
+
+def _chooses_scheme(profile: ProfileConfig | None) -> bool:
+    steps = profile.passes if profile is not None else ()
+    return any(isinstance(step.options, QuantizeOptions) and step.options.scheme == "auto" for step in steps)
+
+
 def _preprocessor(model: ModelConfig, inputs: Sequence[TensorSpec]) -> Preprocessor | None:
     from serveprune.graph.declared_preprocessing import store_preprocessing
 
@@ -69,7 +117,7 @@ def _problems_of_dataset(
     if dataset is None:
         return []
     try:
-        load_dataset(dataset, inputs=inputs, preprocessor=preprocessor)
+        load_dataset(dataset, inputs=inputs, preprocessor=preprocessor, pictures_decoded=_PICTURES_DECODED)
     except ConfigError as error:
         return [f"{role}: {problem}" for problem in error.problems]
     return []

@@ -1,9 +1,9 @@
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
 from threading import Event
-from typing import Protocol
+from typing import Any, Protocol
 
 from pydantic import BaseModel, ConfigDict
 
@@ -54,6 +54,7 @@ class BuildResult:
         reasons: Why the gate refused it or the build failed, one sentence each.
         bad_input: The build failed because of what it was given, so a retry with the same input is useless.
         log: The child's full output, kept when the build failed.
+        findings: JSON-ready, from a worker that was asked for an answer rather than for an artifact.
     """
 
     outcome: BuildOutcome
@@ -62,6 +63,7 @@ class BuildResult:
     seconds: float = 0.0
     bad_input: bool = False
     log: Path | None = None
+    findings: Mapping[str, Any] | None = None
 
 
 class ArtifactBuilder(Protocol):

@@ -13,12 +13,30 @@ from serveprune.errors import ResourceExhausted
 _FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
+_PROBE_BYTES = 2**20
+
+
 def write_file(path: Path, content: bytes) -> None:
     """Write a file and wait until it is on the disk."""
     with path.open("wb") as file:
         file.write(content)
         file.flush()
         os.fsync(file.fileno())
+
+
+def require_room(folder: Path) -> None:
+    """Write a little into a folder and remove it again, to find out whether the disk is full.
+
+    Libraries in C++ report a full disk as something else, or not at all.
+
+    Raises:
+        OSError: It is, as the system puts it.
+    """
+    probe = folder / ".room"
+    try:
+        write_file(probe, bytes(_PROBE_BYTES))
+    finally:
+        probe.unlink(missing_ok=True)
 
 
 def sync_tree(folder: Path) -> None:

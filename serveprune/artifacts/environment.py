@@ -4,7 +4,10 @@ from pathlib import Path
 
 from serveprune import __version__
 
-_PACKAGES = ("onnx", "onnx-ir", "onnxruntime", "onnxscript", "torch", "transformers")
+_PACKAGES = (
+    *("numpy", "onnx", "onnx-ir", "onnxruntime", "onnxscript", "pillow", "safetensors", "tokenizers", "torch"),
+    "transformers",
+)
 """Packages whose version, besides our own, decides what a build writes."""
 
 _CPU_FEATURES = (

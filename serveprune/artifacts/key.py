@@ -8,8 +8,11 @@ from serveprune.artifacts.source_content import dataset_content, preprocessing_c
 from serveprune.config.model import ModelConfig, Preprocessing
 from serveprune.config.profile import ProfileConfig
 
-IMPORTER_REVISION = 1
+IMPORTER_REVISION = 2
 """Raise it when importing would write a different graph for the same source."""
+
+MEASUREMENT_REVISION = 1
+"""Raise it when measuring would give other figures for the same graphs."""
 
 
 def source_recipe(model: ModelConfig) -> str:
@@ -53,8 +56,9 @@ def tier_recipe(dense_key: str, model: ModelConfig, profile: ProfileConfig, *, t
             "dense": dense_key,
             "threads": threads,
             "passes": passes,
+            "measurement": MEASUREMENT_REVISION,
             # Decides which metrics the manifest holds.
-            "task": getattr(model.source, "task", None),
+            "task": [model.task, getattr(model.source, "task", None)],
             # Decides what the graph sees of each sample.
             "preprocessing": preprocessing_content(model.preprocessing),
             "calibration": dataset_content(model.calibration, role="calibration"),

@@ -68,6 +68,16 @@ class LatencyRecord(_Record):
         """How many times faster than dense."""
         return 1.0 / self.ratio
 
+    @property
+    def speedup_low(self) -> float:
+        """The speedup that nine of ten pairs of timings reach."""
+        return 1.0 / self.ratio_high
+
+    @property
+    def speedup_high(self) -> float:
+        """The speedup that one of ten pairs of timings reaches."""
+        return 1.0 / self.ratio_low
+
 
 class Measurements(_Record):
     """What a tier costs in quality and gains in speed and size, against dense, on held-out inputs."""

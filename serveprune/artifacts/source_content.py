@@ -3,15 +3,13 @@
 Artifact keys are made of this, so it must change when the content does and must not when files move.
 """
 
-import importlib.util
 import json
 import mmap
 import re
-import sys
-from importlib.machinery import PathFinder
 from pathlib import Path
 from typing import Any
 
+from serveprune.artifacts.code_content import imported_files, module_file
 from serveprune.artifacts.digest import sha256_file, sha256_folder
 from serveprune.config.model import (
     DatasetConfig,
@@ -126,45 +124,28 @@ def _external_locations(onnx: Path) -> set[str]:
     return locations
 
 
-def _module_content(module: str) -> str:
-    """Digest the code behind a factory: the module's file, or the package around it with all it holds."""
-    file = _module_file(module)
-    if file.name == "__init__.py" or "." in module:
-        # A factory in a package is rarely the only file that shapes the model.
-        return _folder_content(file.parent, role=f"source.torch ({module})")
-    return file_content(file, role=f"source.torch ({module})")
-
-
-def _module_file(module: str) -> Path:
-    """Locate a module's file without running any of its code, nor that of the packages around it."""
-    top, *rest = module.split(".")
-    # The build runs as `python -m`, which looks in the working folder first.
-    spec = PathFinder.find_spec(top, [str(Path.cwd())])
-    if spec is None or spec.origin is None:
-        known = sys.modules.get(top)
-        spec = known.__spec__ if known is not None else importlib.util.find_spec(top)
-    name = top
-    for part in rest:
-        name = f"{name}.{part}"
-        locations = spec.submodule_search_locations if spec is not None else None
-        spec = PathFinder.find_spec(name, list(locations)) if locations is not None else None
-    if spec is None or spec.origin is None or not Path(spec.origin).is_file():
-        raise NotFound(
-            f"source.torch: expected a module {module} in the working folder or among the installed packages; "
-            "start serveprune where `python -c 'import ...'` finds it, or set PYTHONPATH"
-        )
-    return Path(spec.origin)
+def _module_content(module: str) -> dict[str, Any]:
+    """Digest the code behind a factory: its module and all it imports, and the package around it with all it holds."""
+    file = module_file(module)
+    modules = {name: file_content(path, role=f"source.torch ({name})") for name, path in imported_files(module).items()}
+    # A package may hold more that shapes the model than code, and code that is imported by computed names.
+    is_packaged = file.name == "__init__.py" or "." in module
+    package = _folder_content(file.parent, role=f"source.torch ({module})") if is_packaged else None
+    return {"modules": modules, "package": package}
 
 
 def _referenced_images(jsonl: Path) -> dict[str, str | None]:
     digests: dict[str, str | None] = {}
+    folder = jsonl.parent.resolve()
     try:
         with jsonl.open("rb") as lines:
             for line in lines:
                 name = _image_name(line) if b'"image"' in line else None
                 if name is not None and name not in digests:
-                    file = jsonl.parent / name
-                    digests[name] = file_content(file, role=f"{jsonl} (image)") if file.is_file() else None
+                    file = (folder / name).resolve()
+                    # Of anything else the set will be refused.
+                    is_read = file.is_relative_to(folder) and file.is_file()
+                    digests[name] = file_content(file, role=f"{jsonl} (image)") if is_read else None
     except OSError as error:
         raise _unreadable(jsonl, "image", error) from error
     return digests

@@ -10,6 +10,7 @@ from serveprune.cli.compress import compress
 from serveprune.cli.config import config_app
 from serveprune.cli.demo import demo
 from serveprune.cli.infer import infer
+from serveprune.cli.plan import plan
 from serveprune.cli.serve import serve
 from serveprune.cli.tiers import tiers
 from serveprune.errors import Code, ServePruneError
@@ -30,6 +31,7 @@ app = typer.Typer(
 )
 app.command()(serve)
 app.command()(compress)
+app.command()(plan)
 app.command()(tiers)
 app.command()(infer)
 app.add_typer(cache_app, name="cache", help="Look at the artifact store and keep it tidy.")

@@ -2,13 +2,11 @@
 
 import json
 import shutil
-import signal
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from threading import Event
-from types import FrameType
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 import typer
 from rich.console import Console
@@ -18,11 +16,11 @@ from rich.table import Table
 from serveprune.artifacts.builder import BuildOutcome, BuildRequest, BuildResult
 from serveprune.artifacts.manifest import MANIFEST_FILE
 from serveprune.artifacts.store import Artifact, ArtifactStore
-from serveprune.cli.compress_target import SourceFlags, Target, resolve_target
+from serveprune.cli.compress_target import Pooling, SourceFlags, Target, TaskFlag, resolve_target, with_samples
 from serveprune.cli.console import progress_console, progress_display
+from serveprune.cli.interruption import interruption
 from serveprune.compression.child import SubprocessBuilder
-from serveprune.config.model import DatasetConfig
-from serveprune.errors import Code, ServePruneError
+from serveprune.errors import Code, FailedPrecondition, InvalidArgument, ServePruneError
 from serveprune.evaluation.report import measurement_rows
 
 EXIT_FAILURE = 1
@@ -30,10 +28,8 @@ EXIT_BAD_INPUT = 2
 EXIT_REFUSED = 3
 EXIT_INTERRUPTED = 130
 
+_MOST_NODES_SHOWN = 8
 _BAD_INPUT = {Code.INVALID_ARGUMENT, Code.NOT_FOUND, Code.FAILED_PRECONDITION}
-
-Task = Literal["feature-extraction", "sequence-classification", "image-classification"]
-Pooling = Literal["mean", "cls", "max", "none"]
 
 
 def compress(
@@ -46,7 +42,13 @@ def compress(
     evaluation: Annotated[Path | None, typer.Option(help="Held-out inputs to judge on (.npz or .jsonl).")] = None,
     out: Annotated[Path | None, typer.Option(help="Copy the graph and its manifest into this folder.")] = None,
     store: Annotated[Path | None, typer.Option(help="Artifact store. Default: the config's.")] = None,
-    task: Annotated[Task | None, typer.Option(help="Of a model folder. Default: what its config.json says.")] = None,
+    task: Annotated[
+        TaskFlag | None,
+        typer.Option(
+            help="What the answers mean (classification, embedding, generic), or what a model folder is for. "
+            "Default: what the model tells."
+        ),
+    ] = None,
     pooling: Annotated[Pooling, typer.Option(help="Of a model folder: token vectors to one vector.")] = "none",
     normalize: Annotated[bool, typer.Option(help="Of a model folder: scale the vector to length 1.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else.")] = False,
@@ -60,8 +62,10 @@ def compress(
         target = resolve_target(
             model, profile=profile, config=config, store=store, flags=SourceFlags(task, pooling, normalize)
         )
-        target = _with_samples(target, calibration=calibration, evaluation=evaluation)
-        with _interruption() as interrupted:
+        target = with_samples(target, calibration=calibration, evaluation=evaluation)
+        if out is not None:
+            _check_writable(out)
+        with interruption() as interrupted:
             result = _build(target, interrupted)
         artifacts = ArtifactStore(target.store.path, max_bytes=target.store.max_bytes)
         tier = artifacts.open(result.key) if result.key else None
@@ -104,14 +108,22 @@ def report(result: BuildResult, *, tier: Artifact | None, dense: Artifact | None
         "quality": dict(measured.quality) if measured else None,
         "dense_quality": dict(measured.dense_quality) if measured else None,
         "batch_deviation": measured.batch_deviation if measured else None,
+        "samples": measured.samples if measured else None,
         "evaluation_set": measured.evaluation_set if measured else None,
         "speedup": measured.latency.speedup if measured else None,
+        "speedup_low": measured.latency.speedup_low if measured else None,
+        "speedup_high": measured.latency.speedup_high if measured else None,
+        "batch_size": measured.latency.batch_size if measured else None,
+        "threads": measured.latency.threads if measured else None,
         "latency_ms": {"dense": measured.latency.dense_ms, "tier": measured.latency.tier_ms} if measured else None,
         "bytes": {"dense": measured.dense_bytes, "tier": measured.tier_bytes} if measured else None,
         "parameters": {
             "dense": dense.manifest.graph.parameters if dense else None,
             "tier": tier.manifest.graph.parameters if tier else None,
         },
+        "left_in_float": list(_left_in_float(tier)) if tier else None,
+        "parity_max_abs_error": dense.manifest.parity_max_abs_error if dense else None,
+        "notes": list(dense.manifest.notes) if dense else None,
         "artifact": str(tier.folder) if tier else None,
         "seconds": result.seconds,
         "log": str(result.log) if result.log else None,
@@ -130,35 +142,42 @@ def _build(target: Target, interrupted: Event) -> BuildResult:
     return result
 
 
-@contextmanager
-def _interruption() -> Iterator[Event]:
-    """Give an event that Ctrl-C and SIGTERM set, so that the child ends cleanly before this process does."""
-    interrupted = Event()
-
-    def interrupt(_number: int, _frame: FrameType | None) -> None:
-        interrupted.set()
-
-    before = {number: signal.signal(number, interrupt) for number in (signal.SIGINT, signal.SIGTERM)}
+def _check_writable(out: Path) -> None:
+    """Find out before the build whether its result can be copied; what is made for that is removed again."""
+    nearest = next(folder for folder in (out.absolute(), *out.absolute().parents) if folder.exists())
     try:
-        yield interrupted
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-
-
-def _with_samples(target: Target, *, calibration: Path | None, evaluation: Path | None) -> Target:
-    given = {
-        role: DatasetConfig(file=file.absolute(), samples=None)
-        for role, file in (("calibration", calibration), ("evaluation", evaluation))
-        if file is not None
-    }
-    return target.with_model(target.model.model_copy(update=given))
+        with TemporaryDirectory(dir=nearest, prefix=".serveprune-"):
+            pass
+    except OSError as error:
+        raise InvalidArgument(f"--out: expected a folder that can be written, got {out}: {error.strerror}") from error
 
 
 def _copy(tier: Artifact, out: Path) -> None:
-    out.mkdir(parents=True, exist_ok=True)
-    for name in (*tier.manifest.files, MANIFEST_FILE):
-        shutil.copyfile(tier.folder / name, out / name)
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        for name in (*tier.manifest.files, MANIFEST_FILE):
+            shutil.copyfile(tier.folder / name, out / name)
+    except OSError as error:
+        raise FailedPrecondition(
+            f"--out: {out} could not be written: {error.strerror}; the artifact itself is in {tier.folder}"
+        ) from error
+
+
+def _left_in_float(tier: Artifact) -> tuple[str, ...]:
+    """Return the nodes that a pass found weights in and left in float."""
+    return tuple(name for step in tier.manifest.passes for name in step.report.get("left_in_float", ()))
+
+
+def _findings(tier: Artifact, dense: Artifact | None) -> Iterator[tuple[str, str]]:
+    """Yield what import and passes found, as (label, text)."""
+    left = _left_in_float(tier)
+    if left:
+        more = f" and {len(left) - _MOST_NODES_SHOWN} more" if len(left) > _MOST_NODES_SHOWN else ""
+        yield "left in float", ", ".join(left[:_MOST_NODES_SHOWN]) + more
+    if dense is not None:
+        if dense.manifest.parity_max_abs_error is not None:
+            yield "import", f"differs from the source by {dense.manifest.parity_max_abs_error:.2g} at most"
+        yield from (("import", note) for note in dense.manifest.notes)
 
 
 def _show(result: BuildResult, *, tier: Artifact | None, dense: Artifact | None) -> None:
@@ -170,6 +189,8 @@ def _show(result: BuildResult, *, tier: Artifact | None, dense: Artifact | None)
             table.add_row(label, escape(text))
         parameters = f" (dense {dense.manifest.graph.parameters:,})" if dense else ""
         table.add_row("parameters", f"{tier.manifest.graph.parameters:,}{parameters}")
+        for label, text in _findings(tier, dense):
+            table.add_row(label, escape(text))
         console.print(table)
         console.print(f"artifact {tier.folder}", markup=False, soft_wrap=True)
     errors = progress_console()

@@ -3,10 +3,20 @@
 import json
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal, Self
+from typing import Literal, Self, get_args
+
+from pydantic import ValidationError
 
 from serveprune.config.loading import load_config, load_profile
-from serveprune.config.model import ExportedProgramSource, HuggingFaceSource, ModelConfig, OnnxSource, Source
+from serveprune.config.locations import Locations
+from serveprune.config.model import (
+    DatasetConfig,
+    ExportedProgramSource,
+    HuggingFaceSource,
+    ModelConfig,
+    OnnxSource,
+    Source,
+)
 from serveprune.config.profile import GateConfig, PassConfig, ProfileConfig, QuantizeOptions
 from serveprune.config.root import ServePruneConfig
 from serveprune.config.server import BuildsConfig, StoreConfig
@@ -18,15 +28,38 @@ _BUILT_IN_PROFILES = {
 }
 
 Task = Literal["feature-extraction", "sequence-classification", "image-classification"]
+Answers = Literal["classification", "embedding", "generic"]
+Pooling = Literal["mean", "cls", "max", "none"]
+TaskFlag = Literal[
+    "classification", "embedding", "generic", "feature-extraction", "sequence-classification", "image-classification"
+]
 
 
 @dataclass(frozen=True, slots=True)
 class SourceFlags:
-    """What the command line says about a Hugging Face folder."""
+    """What the command line says about the model; pooling and normalize are of a Hugging Face folder."""
 
-    task: Task | None
-    pooling: Literal["mean", "cls", "max", "none"]
+    task: TaskFlag | None
+    pooling: Pooling
     normalize: bool
+
+    @property
+    def source_task(self) -> Task | None:
+        """What a folder is for, if that is what ``task`` says."""
+        match self.task:
+            case "feature-extraction" | "sequence-classification" | "image-classification" as told:
+                return told
+            case _:
+                return None
+
+    @property
+    def answers(self) -> Answers | None:
+        """What the answers mean, if that is what ``task`` says."""
+        match self.task:
+            case "classification" | "embedding" | "generic" as told:
+                return told
+            case _:
+                return None
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,7 +87,8 @@ def resolve_target(model: str, *, profile: str, config: Path | None, store: Path
         profile: A profile's name in the configuration, a YAML file, or a built-in profile.
         config: The configuration. Default: ``serveprune.yaml`` here, unless ``model`` is a path.
         store: Replaces the configuration's store.
-        flags: Used when ``model`` is the path of a Hugging Face folder.
+        flags: What the answers mean, for any model; the others are used when ``model`` is the path of a Hugging Face
+            folder.
 
     Raises:
         NotFound: There is no such model or profile.
@@ -71,6 +105,13 @@ def resolve_target(model: str, *, profile: str, config: Path | None, store: Path
         name, described = model, settings.models[model]
     else:
         raise NotFound(f"{config} has no model {model!r}; it has: {', '.join(settings.models)}")
+    if flags.answers is not None:
+        described = described.model_copy(update={"task": flags.answers})
+    elif flags.task is not None and not (settings is None and isinstance(described.source, HuggingFaceSource)):
+        raise InvalidArgument(
+            f"--task {flags.task} says what a model folder given by its path is for; expected one of "
+            f"{', '.join(get_args(Answers))} for {model}"
+        )
     store_config = settings.store if settings else StoreConfig()
     if store is not None or settings is None:
         store_config = store_config.model_copy(update={"path": (store or store_config.path).absolute()})
@@ -83,6 +124,28 @@ def resolve_target(model: str, *, profile: str, config: Path | None, store: Path
         builds=settings.builds if settings else BuildsConfig(),
         threads_of_serving=settings.server.threads_per_executor if settings else 1,
     )
+
+
+def with_samples(target: Target, *, calibration: Path | None, evaluation: Path | None) -> Target:
+    """Return the same target with the sample files that the command line names.
+
+    Raises:
+        InvalidArgument: A file cannot be a data set.
+    """
+    given = {
+        role: _dataset(file, role=role)
+        for role, file in (("calibration", calibration), ("evaluation", evaluation))
+        if file is not None
+    }
+    return target.with_model(target.model.model_copy(update=given))
+
+
+def _dataset(file: Path, *, role: str) -> DatasetConfig:
+    try:
+        return DatasetConfig.model_validate({"file": file}, context=Locations(Path.cwd()))
+    except ValidationError as error:
+        reasons = "; ".join(each["msg"].removeprefix("Value error, ") for each in error.errors())
+        raise InvalidArgument(f"--{role}: {reasons}") from error
 
 
 def _name_of(path: Path) -> str:
@@ -104,7 +167,7 @@ def _profile(profile: str, settings: ServePruneConfig | None) -> ProfileConfig:
 def _source_of(path: Path, flags: SourceFlags) -> Source:
     absolute = path.absolute()
     if path.is_dir() and (path / "config.json").is_file():
-        task = flags.task or _declared_task(path / "config.json")
+        task = flags.source_task or _declared_task(path / "config.json")
         return HuggingFaceSource(huggingface=absolute, task=task, pooling=flags.pooling, normalize=flags.normalize)
     if path.is_file() and path.suffix == ".onnx":
         return OnnxSource(onnx=absolute)

@@ -4,6 +4,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from pathlib import Path
 
 from serveprune.artifacts.builder import BuildOutcome, BuildProgress, BuildRequest, BuildResult
 from serveprune.artifacts.environment import environment
@@ -12,15 +13,14 @@ from serveprune.artifacts.key import artifact_key, dense_key, source_recipe, tie
 from serveprune.artifacts.lease import Lease
 from serveprune.artifacts.manifest import GRAPH_FILE, Manifest
 from serveprune.artifacts.store import Artifact, ArtifactStore
-from serveprune.compression.calibration import BuildSamples, load_samples
+from serveprune.compression.calibration import BuildSamples, samples_of
 from serveprune.compression.measuring import measure_tier
 from serveprune.compression.pass_sequence import apply_passes
 from serveprune.config.profile import ProfileConfig
-from serveprune.errors import NotFound, Unavailable
+from serveprune.errors import FailedPrecondition, NotFound, Unavailable
 from serveprune.evaluation.gate import judge
 from serveprune.graph.footprint import graph_record
 from serveprune.graph.importing import import_model
-from serveprune.preprocessing.loading import load_preprocessor
 
 # Where each part of a tier's build ends, as a fraction of the whole.
 _IMPORTED, _COMPRESSED, _MEASURED = 0.3, 0.6, 0.97
@@ -121,13 +121,19 @@ class _Build:
                 parity_max_abs_error=imported.parity_max_abs_error,
                 notes=imported.notes,
             )
+            if source_recipe(model) != recipe:
+                # The record would say for good that these files give another model's graph.
+                named = next(iter(model.source.model_dump(mode="json").values()))
+                raise FailedPrecondition(
+                    f"{named} (or a file that it needs) changed while it was being read; try again"
+                )
             artifact = self.store.commit(folder, manifest)
         self.store.record_import(recipe, artifact.key)
         return artifact
 
     def _obtain_tier(self, dense: Artifact, profile: ProfileConfig) -> tuple[Artifact, bool]:
         """Return what the profile makes of the dense graph, refused or not, and whether it was there already."""
-        recipe = tier_recipe(dense.key, self.request.model, profile, threads=self.threads_of_serving)
+        recipe = self._tier_recipe(dense, profile)
         if found := self.store.find_tier(recipe):
             return found, True
         with self.store.single_flight(f"tier-{recipe}"):
@@ -149,6 +155,8 @@ class _Build:
                 workspace=workspace,
                 cpu=environment()["cpu"],
                 threads=self.threads,
+                serving_threads=self.threads_of_serving,
+                cache=pass_cache(self.store),
                 on_progress=self._part(_IMPORTED, _COMPRESSED),
             )
             measurements = measure_tier(
@@ -175,15 +183,21 @@ class _Build:
                 passes=passes,
                 measurements=measurements,
             )
+            if self._tier_recipe(dense, profile) != recipe:
+                sets = (self.request.model.calibration, self.request.model.evaluation)
+                named = " or ".join(str(each.file) for each in sets if each is not None)
+                raise FailedPrecondition(
+                    f"{named} (or a file that it names) changed while it was being read; try again"
+                )
             # A tier that its gate refuses is kept too, so that it is not built again and people can look at it.
             return self.store.commit(folder, manifest)
 
+    def _tier_recipe(self, dense: Artifact, profile: ProfileConfig) -> str:
+        return tier_recipe(dense.key, self.request.model, profile, threads=self.threads_of_serving)
+
     def _load_samples(self, dense: Artifact) -> BuildSamples:
         self._report("reading samples", _IMPORTED)
-        inputs = tuple(record.spec for record in dense.manifest.graph.inputs)
-        declared = dense.manifest.preprocessing
-        preprocessor = load_preprocessor(declared, folder=dense.folder, inputs=inputs) if declared else None
-        return load_samples(self.request.model, inputs=inputs, preprocessor=preprocessor)
+        return samples_of(dense, self.request.model)
 
     def _part(self, start: float, end: float) -> Callable[[str, float], None]:
         """Return what takes a stage of one part, and how much of that part is done."""
@@ -191,6 +205,11 @@ class _Build:
 
     def _report(self, stage: str, fraction: float, message: str = "") -> None:
         self.on_progress(BuildProgress(stage, fraction, message))
+
+
+def pass_cache(store: ArtifactStore) -> Path:
+    """Return the folder for what passes of several builds share."""
+    return store.root / "pass-cache"
 
 
 def _now() -> str:

@@ -11,7 +11,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -23,6 +22,7 @@ from serveprune.artifacts.builder import BuildOutcome, BuildProgress, BuildReque
 from serveprune.artifacts.store import ArtifactStore
 from serveprune.compression.job import BuildJob, ResultLine, failed_line, parse_line
 from serveprune.config.server import BuildsConfig, StoreConfig
+from serveprune.errors import ResourceExhausted
 
 _WORKER = "serveprune.compression.worker"
 _REQUIRED_PACKAGES = ("onnx", "onnx_ir")
@@ -64,11 +64,12 @@ class SubprocessBuilder:
             reason = f'building needs {", ".join(missing)}: pip install "serveprune[compress]"'
             return BuildResult(BuildOutcome.FAILED, reasons=(reason,), bad_input=True)
         try:
-            with tempfile.TemporaryDirectory(prefix="serveprune-build-") as folder:
-                line = self._run(request, folder=Path(folder), on_progress=on_progress, cancelled=cancelled)
+            # There the next process that stores something removes it, should this one be killed.
+            with self._store().staging() as folder:
+                line = self._run(request, folder=folder, on_progress=on_progress, cancelled=cancelled)
                 failed = line.outcome is BuildOutcome.FAILED
-                kept = self._keep_log(request, Path(folder) / _LOG) if failed else None
-        except OSError as error:
+                kept = self._keep_log(request, folder / _LOG) if failed else None
+        except (OSError, ResourceExhausted) as error:
             line, kept = failed_line(f"the build process could not be run: {error}"), None
         seconds = line.seconds or time.monotonic() - started
         return line.model_copy(update={"seconds": seconds}).result(log=kept)
@@ -111,10 +112,12 @@ class SubprocessBuilder:
             status = watch.end()
         return result or watch.stopped or failed_line(_death(status, folder / _LOG))
 
+    def _store(self) -> ArtifactStore:
+        return ArtifactStore(self._store_config.path, max_bytes=self._store_config.max_bytes)
+
     def _keep_log(self, request: BuildRequest, log: Path) -> Path | None:
-        store = ArtifactStore(self._store_config.path, max_bytes=self._store_config.max_bytes)
         try:
-            kept = store.failure_log(f"{request.model_name}@{request.tier}")
+            kept = self._store().failure_log(f"{request.model_name}@{request.tier}")
             kept.parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(log, kept)
         except OSError:

@@ -1,7 +1,7 @@
 """The line protocol between the process that asks for a build and the child that makes it."""
 
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
 
@@ -48,6 +48,7 @@ class ResultLine(_Line):
     reasons: tuple[str, ...] = ()
     seconds: float = 0.0
     bad_input: bool = False
+    findings: dict[str, Any] | None = None
 
     @classmethod
     def of(cls, result: BuildResult) -> "ResultLine":
@@ -58,6 +59,7 @@ class ResultLine(_Line):
             reasons=result.reasons,
             seconds=result.seconds,
             bad_input=result.bad_input,
+            findings=None if result.findings is None else dict(result.findings),
         )
 
     def result(self, *, log: Path | None = None) -> BuildResult:
@@ -69,6 +71,7 @@ class ResultLine(_Line):
             seconds=self.seconds,
             bad_input=self.bad_input,
             log=log,
+            findings=self.findings,
         )
 
 

@@ -60,5 +60,6 @@ def measure_tier(
             dense_bytes=dense.manifest.graph.bytes,
             tier_bytes=graph_record(graph).bytes,
             evaluation_set=samples.evaluation_set,
+            task_is_told=model.task is not None,
             on_progress=report,
         )

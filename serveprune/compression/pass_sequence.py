@@ -9,7 +9,8 @@ from serveprune.compression.calibration import BuildSamples
 from serveprune.compression.passes import PassContext, apply_pass
 from serveprune.config.profile import ProfileConfig
 
-_SEED = 0
+SEED = 0
+"""Of every random choice of a build; a plan has to make the same ones."""
 
 
 def apply_passes(
@@ -21,6 +22,8 @@ def apply_passes(
     workspace: Path,
     cpu: str,
     threads: int,
+    serving_threads: int,
+    cache: Path | None,
     on_progress: Callable[[str, float], None],
 ) -> tuple[PassRecord, ...]:
     """Run the passes in order, each on what the one before left; the last one writes ``output``.
@@ -33,6 +36,8 @@ def apply_passes(
         workspace: Folder for what lies between.
         cpu: Architecture and features of this machine.
         threads: Compute threads a pass may use.
+        serving_threads: Threads of one batch in serving.
+        cache: Folder for what passes of several tiers share.
         on_progress: Takes the name of the pass and the fraction done of all passes.
 
     Raises:
@@ -51,9 +56,11 @@ def apply_passes(
             calibration=samples.calibration,
             cpu=cpu,
             threads=threads,
-            seed=_SEED,
+            seed=SEED,
             workspace=own,
             progress=_reporter(on_progress, step.name, index=index, count=count),
+            serving_threads=serving_threads,
+            cache=cache,
         )
         context.progress(0.0)
         report = apply_pass(step.name, graph, output=written, context=context)

@@ -10,7 +10,8 @@ from typing import Any, Protocol, cast
 
 import onnx
 
-from serveprune.config.profile import PassOptions
+from serveprune.artifacts.durability import require_room
+from serveprune.config.passes import PassOptions
 from serveprune.errors import BuildFailed, Internal
 from serveprune.evaluation.dataset import Dataset
 
@@ -27,6 +28,8 @@ class PassContext:
         seed: Of every random choice.
         workspace: Empty folder for intermediate files, removed after the pass.
         progress: Takes the done fraction of this pass, from 0 to 1.
+        serving_threads: Threads of one batch in serving, with which a pass measures latency.
+        cache: Folder for what other tiers and later builds of this store can use again; None keeps nothing.
     """
 
     options: PassOptions
@@ -36,6 +39,8 @@ class PassContext:
     seed: int
     workspace: Path
     progress: Callable[[float], None]
+    serving_threads: int = 1
+    cache: Path | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,7 +66,12 @@ class Pass(Protocol):
         ...
 
 
-_TABLE: Mapping[str, str] = MappingProxyType({"quantize": "serveprune.compression.quantization.quantize:QuantizePass"})
+_TABLE: Mapping[str, str] = MappingProxyType(
+    {
+        "prune": "serveprune.compression.pruning.prune:PrunePass",
+        "quantize": "serveprune.compression.quantization.quantize:QuantizePass",
+    }
+)
 
 
 def load_pass(name: str) -> Pass:
@@ -77,9 +87,16 @@ def apply_pass(name: str, graph: Path, *, output: Path, context: PassContext) ->
 
     Raises:
         BuildFailed: The pass changed nothing.
+        OSError: The disk is full, whatever the pass took that for.
     """
-    report = load_pass(name).apply(graph, output=output, context=context)
-    if graph_digest(output) == graph_digest(graph):
+    step = load_pass(name)
+    try:
+        report = step.apply(graph, output=output, context=context)
+        unchanged = graph_digest(output) == graph_digest(graph)
+    except Exception:
+        require_room(context.workspace)
+        raise
+    if unchanged:
         raise BuildFailed(
             f"{name}: the pass changed nothing in this graph; remove it from the profile or change its options"
         )

@@ -20,7 +20,7 @@ from types import FrameType
 from typing import IO, TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from serveprune.artifacts.builder import BuildProgress
+    from serveprune.artifacts.builder import BuildProgress, BuildResult
     from serveprune.compression.job import BuildJob, ResultLine
 
 _THREAD_VARIABLES = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "NUMEXPR_NUM_THREADS")
@@ -32,6 +32,15 @@ _CLEANUP_SECONDS = 5.0
 
 def main() -> int:
     """Run one build and return the exit status, 0 whenever a result line was written."""
+    return run_worker(_build)
+
+
+def run_worker(work: "Callable[[BuildJob, Callable[[BuildProgress], None]], BuildResult]") -> int:
+    """Do one job inside the limits it names and return the exit status.
+
+    Args:
+        work: Does the job; called once the limits hold, so that what it imports reads them.
+    """
     events = _take_over_output()
     text = Path(sys.argv[1]).read_bytes() if len(sys.argv) > 1 else sys.stdin.buffer.read()
     settings = json.loads(text)
@@ -45,22 +54,30 @@ def main() -> int:
         line = ProgressLine(stage=progress.stage, fraction=progress.fraction, message=progress.message)
         print(line.model_dump_json(), file=events, flush=True)
 
-    result = _run(BuildJob.model_validate_json(text), report)
+    result = _run(work, BuildJob.model_validate_json(text), report)
     print(result.model_dump_json(), file=events, flush=True)
     return 0
 
 
-def _run(job: "BuildJob", report: "Callable[[BuildProgress], None]") -> "ResultLine":
+def _build(job: "BuildJob", report: "Callable[[BuildProgress], None]") -> "BuildResult":
+    from serveprune.artifacts.store import ArtifactStore
+    from serveprune.compression.build import build
+
+    store = ArtifactStore(job.store.path, max_bytes=job.store.max_bytes)
+    threads, serving = job.builds.threads, job.threads_of_serving
+    return build(job.request, store=store, threads=threads, threads_of_serving=serving, on_progress=report)
+
+
+def _run(
+    work: "Callable[[BuildJob, Callable[[BuildProgress], None]], BuildResult]",
+    job: "BuildJob",
+    report: "Callable[[BuildProgress], None]",
+) -> "ResultLine":
     from serveprune.compression.job import ResultLine, failed_line
 
     started = time.monotonic()
     try:
-        from serveprune.artifacts.store import ArtifactStore
-        from serveprune.compression.build import build
-
-        store = ArtifactStore(job.store.path, max_bytes=job.store.max_bytes)
-        threads, serving = job.builds.threads, job.threads_of_serving
-        result = build(job.request, store=store, threads=threads, threads_of_serving=serving, on_progress=report)
+        result = work(job, report)
     except Exception as error:  # whatever a library raises is a failed build; the log has all of it
         traceback.print_exc()
         reason, bad_input = _explanation(error)

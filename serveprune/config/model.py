@@ -73,7 +73,10 @@ class TorchSource(ConfigModel):
 
     torch: str = Field(pattern=r"^[\w.]+:\w+$", description="`package.module:function`, called without arguments.")
     weights: ExistingFile | None = Field(
-        default=None, description="A safetensors file or a saved state dict. Default: the weights the function set."
+        default=None,
+        description="A safetensors file or a saved state dict. Trained weights belong here. Default: the weights the "
+        "function set; what it draws at random is drawn with seed 0, and a file that it reads by itself is not seen "
+        "when it changes.",
     )
     inputs: tuple[InputConfig, ...] = Field(min_length=1, description="What `forward` takes.")
     outputs: tuple[str, ...] = Field(
@@ -194,6 +197,12 @@ class ModelConfig(ConfigModel):
     source: Source = Field(
         description="Where the graph comes from: a mapping with one of the keys onnx, huggingface, torch, pt2."
     )
+    task: Literal["classification", "embedding", "generic"] | None = Field(
+        default=None,
+        description="What the answers mean, which decides how tiers are judged: by how often the highest score is at "
+        "the same class, by the angle between vectors, or by how far the answers vary together. Default: what the "
+        "source, the names of the outputs and the labels tell.",
+    )
     version: Name = Field(default="1", description="What clients see as the model's version; raise it with the model.")
     preprocessing: Preprocessing | None = Field(
         default=None,
@@ -204,15 +213,18 @@ class ModelConfig(ConfigModel):
         default=None, description="Held-out inputs, with labels or scores if there are any, that tiers are judged on."
     )
     tiers: tuple[str, ...] = Field(
-        default=(DENSE,), min_length=1, description="Each is `dense`, which is always there, or the name of a profile."
+        default=(DENSE,),
+        min_length=1,
+        description="Each is `dense`, which is always there and always first, or the name of a profile; from best to "
+        "smallest: a tier that is not ready is stood in for by the nearest one listed before it.",
     )
     max_batch_size: WholeNumber = Field(default=32, ge=1, le=65_536, description="Rows computed at once.")
 
     @field_validator("tiers")
     @classmethod
-    def _dense_is_there(cls, tiers: tuple[str, ...]) -> tuple[str, ...]:
+    def _dense_is_first(cls, tiers: tuple[str, ...]) -> tuple[str, ...]:
         _expect_each_once(tiers)
-        return tiers if DENSE in tiers else (DENSE, *tiers)
+        return (DENSE, *(tier for tier in tiers if tier != DENSE))
 
 
 def _expect_each_once(names: list[str] | tuple[str, ...]) -> None:

@@ -4,22 +4,14 @@ from pydantic import ConfigDict, Field, model_validator
 
 from serveprune.config.base import ConfigModel
 from serveprune.config.numbers import Number, NumberFromZero, PositiveNumber
-
-
-class PassOptions(ConfigModel):
-    """Options of one compression pass.
-
-    ``revision`` is part of every artifact key: raise it when the pass would write a different graph for the
-    same options, and old artifacts are built anew.
-    """
-
-    revision: ClassVar[int]
+from serveprune.config.passes import PassOptions
+from serveprune.config.pruning import PruneOptions
 
 
 class QuantizeOptions(PassOptions):
     """Integer quantization of weights and activations."""
 
-    revision: ClassVar[int] = 1
+    revision: ClassVar[int] = 2
 
     dtype: Literal["int8"] = Field(
         default="int8", description="Integer type of weights (activations are unsigned 8 bit)."
@@ -37,6 +29,7 @@ class PassConfig(ConfigModel):
 
     model_config = ConfigDict(json_schema_extra={"minProperties": 1, "maxProperties": 1})
 
+    prune: PruneOptions | None = Field(default=None, description="Remove channels, neurons or heads.")
     quantize: QuantizeOptions | None = Field(default=None, description="Quantize to integers; empty for the defaults.")
 
     @model_validator(mode="before")

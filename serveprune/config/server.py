@@ -126,6 +126,18 @@ class ServerConfig(ConfigModel):
     max_request_bytes: Annotated[Size, Field(le=2**31 - 1)] = Field(
         default=ByteSize(128 * 2**20), description="Largest accepted HTTP body or gRPC message; below 2GiB."
     )
+    max_buffered_bytes: Size = Field(
+        default=ByteSize(2**30),
+        description="HTTP bodies held at once while they are received, all connections together; never less than one "
+        "of max_request_bytes.",
+    )
+    max_request_rows: WholeNumber = Field(
+        default=4096,
+        ge=1,
+        le=1_000_000,
+        description="Rows, texts or images in one request. More than a model's max_batch_size are computed piece by "
+        "piece.",
+    )
     max_queued_requests: WholeNumber = Field(
         default=1024, ge=1, le=1_000_000, description="Requests that may wait or run, all models together."
     )

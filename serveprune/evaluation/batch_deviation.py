@@ -1,6 +1,5 @@
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from functools import partial
 
 import numpy as np
@@ -13,7 +12,7 @@ from serveprune.evaluation.task import Task, scored_outputs
 from serveprune.oip.tensor import Array, TensorSpec
 
 SAMPLES = 64
-"""So many samples, spread over the dataset, show the effect; each is computed three times."""
+"""So many samples, spread over the dataset, show the effect; each is computed three or six times."""
 
 _ROUNDS = 2
 _BATCHES_PER_BLOCK = 4
@@ -22,19 +21,8 @@ _OPPOSITE = 2.0
 """1 - cosine of two vectors that point in opposite directions, the most there is."""
 
 
-@dataclass(frozen=True, slots=True)
-class BatchDeviation:
-    """How far answers move when only the neighbours in the batch change, from 0 (not at all).
-
-    Attributes:
-        worst: Over all rows.
-        mean: Over all rows.
-        rows: Rows compared; 0 where no two samples can share a batch.
-    """
-
-    worst: float
-    mean: float
-    rows: int
+Answers = Callable[[Sequence[int]], dict[str, list[Array]]]
+"""Computes the samples at these positions as one batch: output name -> what each of them is answered."""
 
 
 def batch_deviation(
@@ -45,36 +33,41 @@ def batch_deviation(
     outputs: Sequence[TensorSpec],
     batch_size: int,
     seed: int = 0,
-) -> BatchDeviation:
-    """Measure how far a row's answer moves when its neighbours in the batch change.
+) -> float:
+    """Measure how far an answer moves, from 0 (not at all), when a sample is computed in a batch instead of alone.
 
-    Up to `SAMPLES` samples are sorted into blocks of equal input shape; where sequences are padded, a block holds
-    similar lengths and **all** its rows are padded to its longest. Each row is then computed alone (batch of 1)
-    and twice among random others of its block (batches of ``batch_size`` to less than twice that, at least 2).
-    The row itself, padding included, is the same each time, so padding is not what is measured.
+    Up to `SAMPLES` samples, spread over the dataset, are each computed alone (batch of 1) and twice among random
+    others (batches of ``batch_size`` to less than twice that, at least 2). What is returned is the larger of
 
-    The deviation of a row is the largest, over both batches and all outputs that the task scores, of
+    - *as clients see it*: alone at its own length, against a batch with neighbours of all lengths, padded to the
+      longest of them as serving pads a request of several texts. The padding's part is included.
+    - *the neighbours alone*: where sequences are padded, in blocks of similar lengths of which **all** rows are
+      padded to the block's longest, alone as well as together, so that only the neighbours change.
+
+    Without padding both are one. The deviation of a sample is the largest, over both batches and all outputs that
+    the task scores, of
 
     - classification: the largest absolute difference of a class probability (softmax of the output, unless its
       rows are probabilities already), 0 to 1;
     - embedding, generic: 1 - cosine(alone, in batch), 0 to 2. For an output of one number per row the cosine says
       nothing; there it is the absolute difference over the largest magnitude among all rows, at most 2.
 
-    ``outputs`` are those of the dense graph: passes may lose what is known of the shapes.
+    The worst sample counts. ``outputs`` are those of the dense graph: passes may lose what is known of the shapes.
 
-    A float graph computes rows apart and gives about 1e-7. Answers with NaN or infinity give the upper end.
+    A float graph computes rows apart and gives about 1e-7, unless it lets padding move its answers. Answers with
+    NaN or infinity give the upper end. Where no two samples can share a batch it is 0.
     """
     chosen = dataset.select(_spread(len(dataset)))
-    probe = _Probe(graph, chosen, task=task, outputs=scored_outputs(task, outputs))
+    probe = _Probe(graph, chosen, outputs=scored_outputs(task, outputs))
     randomness = np.random.default_rng(seed)
     neighbours = max(batch_size, 2)
-    moved: list[float] = []
-    for indices, feeds in chosen.batches(neighbours * _BATCHES_PER_BLOCK):
-        if len(indices) > 1:
-            moved += _block_deviations(probe, indices, feeds, neighbours=neighbours, randomness=randomness)
-    if not moved:
-        return BatchDeviation(0.0, 0.0, 0)
-    return BatchDeviation(max(moved), float(np.mean(moved)), len(moved))
+    moved = [0.0]
+    for indices in chosen.chunks(len(chosen)):
+        moved.append(_deviation(probe.served(indices), len(indices), task, neighbours, randomness))
+    if chosen.padding:
+        for indices in chosen.chunks(neighbours * _BATCHES_PER_BLOCK):
+            moved.append(_deviation(probe.equally_padded(indices), len(indices), task, neighbours, randomness))
+    return max(moved)
 
 
 def _spread(count: int) -> list[int]:
@@ -82,43 +75,45 @@ def _spread(count: int) -> list[int]:
     return [int(index) for index in indices]
 
 
-def _block_deviations(
-    probe: "_Probe",
-    indices: Array,
-    feeds: Mapping[str, Array],
-    *,
-    neighbours: int,
-    randomness: np.random.Generator,
-) -> list[float]:
-    """Return one deviation per row of the block."""
-    count = len(indices)
-    singles = [probe.run(indices, feeds, [row]) for row in range(count)]
+def _deviation(answers: Answers, count: int, task: Task, neighbours: int, randomness: np.random.Generator) -> float:
+    """Return the largest deviation among samples at positions 0 to ``count``, all of which can share a batch."""
+    if count < 2:
+        return 0.0
+    singles = [answers([position]) for position in range(count)]
     alone = {name: [single[name][0] for single in singles] for name in singles[0]}
-    distances = {name: _distance(probe.task, answers) for name, answers in alone.items()}
-    worst = [0.0] * count
+    distances = {name: _distance(task, its) for name, its in alone.items()}
+    worst = 0.0
     for _ in range(_ROUNDS):
-        for rows in np.array_split(randomness.permutation(count), max(count // neighbours, 1)):
-            for name, together in probe.run(indices, feeds, rows).items():
-                for row, answer in zip(rows.tolist(), together, strict=True):
-                    worst[row] = max(worst[row], distances[name](alone[name][row], answer))
+        for positions in np.array_split(randomness.permutation(count), max(count // neighbours, 1)):
+            for name, together in answers(positions.tolist()).items():
+                for position, answer in zip(positions.tolist(), together, strict=True):
+                    worst = max(worst, distances[name](alone[name][position], answer))
     return worst
 
 
 class _Probe:
-    """Runs chosen rows of a block."""
+    """Computes some samples of a dataset together."""
 
-    def __init__(self, graph: RunnableGraph, dataset: Dataset, *, task: Task, outputs: tuple[TensorSpec, ...]) -> None:
+    def __init__(self, graph: RunnableGraph, dataset: Dataset, *, outputs: tuple[TensorSpec, ...]) -> None:
         self._graph = graph
         self._dataset = dataset
-        self.task = task
         self._outputs = outputs
 
-    def run(self, indices: Array, feeds: Mapping[str, Array], rows: Sequence[int] | Array) -> dict[str, list[Array]]:
-        """Return output name -> the answers to these rows of the block, without those to padding."""
-        part = {name: np.ascontiguousarray(array[rows]) for name, array in feeds.items()}
-        outputs = self._graph.run(part, outputs=[spec.name for spec in self._outputs])
+    def served(self, indices: Array) -> Answers:
+        """Pad every batch to the longest in it."""
+        return lambda positions: self._run(indices[positions], self._dataset.collate(indices[positions]))
+
+    def equally_padded(self, indices: Array) -> Answers:
+        """Pad every batch to the longest of all ``indices``."""
+        feeds = self._dataset.collate(indices)
+        return lambda positions: self._run(
+            indices[positions], {name: np.ascontiguousarray(array[positions]) for name, array in feeds.items()}
+        )
+
+    def _run(self, indices: Array, feeds: Mapping[str, Array]) -> dict[str, list[Array]]:
+        outputs = self._graph.run(feeds, outputs=[spec.name for spec in self._outputs])
         return {
-            spec.name: own_answers(output, spec, dataset=self._dataset, indices=indices[rows], feeds=part)
+            spec.name: own_answers(output, spec, dataset=self._dataset, indices=indices, feeds=feeds)
             for spec, output in zip(self._outputs, outputs, strict=True)
         }
 

@@ -1,3 +1,4 @@
+import hashlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -8,6 +9,7 @@ from serveprune.errors import ConfigError
 from serveprune.evaluation.dataset_content import DatasetContent
 from serveprune.evaluation.jsonl import read_jsonl
 from serveprune.evaluation.npz import read_npz
+from serveprune.evaluation.picture_sample import shapes_of
 from serveprune.oip.tensor import Array, TensorSpec
 from serveprune.preprocessing.protocol import Preprocessor
 
@@ -19,7 +21,7 @@ class Dataset:
     """Inputs of one model, one sample each, with what people know about the answers.
 
     Attributes:
-        samples: Graph input name -> array **without** batch axis.
+        samples: Graph input name -> array **without** batch axis. Pictures are decoded anew each time.
         labels: ``(N,)`` int64 class of each sample.
         pairs: Indices of two samples, and how alike people found them (any scale).
         padding: Graph input -> value that lengthens axis 0 of a sample without changing its answer.
@@ -44,12 +46,12 @@ class Dataset:
         Samples of equal shape share a batch. Where padding says how, samples of different length do as well:
         they are sorted by length, and each batch is padded to its longest.
         """
-        for indices in self._chunks(batch_size):
+        for indices in self.chunks(batch_size):
             yield indices, self.collate(indices)
 
     def typical_batch(self, batch_size: int) -> tuple[Array, dict[str, Array]]:
         """Return the batch in the middle, by length, of those with the most rows; like an item of `batches`."""
-        chunks = list(self._chunks(batch_size))
+        chunks = list(self.chunks(batch_size))
         most = max(map(len, chunks))
         full = [chunk for chunk in chunks if len(chunk) == most]
         indices = full[len(full) // 2]
@@ -79,26 +81,37 @@ class Dataset:
         return self.select(range(min(count, len(self))))
 
     def split(self, fraction: float) -> tuple["Dataset", "Dataset"]:
-        """Return a part with that fraction of the samples, and the rest; always the same ones.
+        """Return a part with that fraction of the different samples, and the rest; always the same ones.
 
-        They are drawn at random, because files are often sorted by class. Each part has at least one sample.
+        They are drawn at random, because files are often sorted by class. Equal samples go to the same part. Each
+        part has at least one sample.
 
         Raises:
-            ConfigError: There are fewer than two samples.
+            ConfigError: There are fewer than two different samples.
         """
-        if len(self) < 2:
-            raise ConfigError([f"expected at least 2 samples to split, got {len(self)}"])
-        count = min(max(round(len(self) * fraction), 1), len(self) - 1)
-        order = np.random.default_rng(_SPLIT_SEED).permutation(len(self)).tolist()
-        return self.select(sorted(order[:count])), self.select(sorted(order[count:]))
+        digests = self.digests()
+        different = list(dict.fromkeys(digests))
+        if len(different) < 2:
+            raise ConfigError([f"expected at least 2 different samples to split, got {len(different)}"])
+        count = min(max(round(len(different) * fraction), 1), len(different) - 1)
+        order = np.random.default_rng(_SPLIT_SEED).permutation(len(different)).tolist()
+        first = {different[position] for position in order[:count]}
+        return (
+            self.select([index for index, digest in enumerate(digests) if digest in first]),
+            self.select([index for index, digest in enumerate(digests) if digest not in first]),
+        )
 
-    def _chunks(self, batch_size: int) -> Iterator[Array]:
+    def digests(self) -> list[bytes]:
+        """Return what tells samples apart: equal for equal inputs, whatever is known about the answers."""
+        return [_digest(sample) for sample in self.samples]
+
+    def chunks(self, batch_size: int) -> Iterator[Array]:
+        """Yield the sample indices ``(n,)`` of each item of `batches`."""
         groups: dict[tuple[object, ...], list[int]] = {}
         for index, sample in enumerate(self.samples):
             # Axis 0 of padded inputs does not matter.
-            shape = tuple(
-                (name, array.shape[1:] if name in self.padding else array.shape) for name, array in sample.items()
-            )
+            shapes = shapes_of(sample).items()
+            shape = tuple((name, sizes[1:] if name in self.padding else sizes) for name, sizes in shapes)
             groups.setdefault(shape, []).append(index)
         for indices in groups.values():
             ordered = sorted(indices, key=lambda index: self.length(index) or 0)
@@ -115,7 +128,21 @@ class Dataset:
         return stacked
 
 
-def load_dataset(config: DatasetConfig, *, inputs: Sequence[TensorSpec], preprocessor: Preprocessor | None) -> Dataset:
+def _digest(sample: Mapping[str, Array]) -> bytes:
+    digest = hashlib.sha256()
+    for name, array in sorted(sample.items()):
+        digest.update(f"{name} {array.dtype} {array.shape} ".encode())
+        digest.update(np.ascontiguousarray(array).data)
+    return digest.digest()
+
+
+def load_dataset(
+    config: DatasetConfig,
+    *,
+    inputs: Sequence[TensorSpec],
+    preprocessor: Preprocessor | None,
+    pictures_decoded: int | None = None,
+) -> Dataset:
     """Read a calibration or evaluation set and check it against the graph's inputs.
 
     ``.npz``: one array per graph input with the batch axis first, optionally ``label`` ``(N,)`` of integers.
@@ -123,10 +150,17 @@ def load_dataset(config: DatasetConfig, *, inputs: Sequence[TensorSpec], preproc
     ``{"inputs": {name: nested list}}``, each optionally with ``"label": int``; or a scored pair
     ``{"text": a, "paired_text": b, "score": 0.7}``.
 
+    Args:
+        config: The file, and how much of it is used.
+        inputs: What the graph takes.
+        preprocessor: Of the model, if it has one.
+        pictures_decoded: Decode so many pictures to see whether they can be; the others only have to exist.
+            Default: all.
+
     Raises:
         ConfigError: With everything that is wrong: the file, the line or array, what was expected, what came.
     """
-    content = _read(config, inputs=inputs, preprocessor=preprocessor)
+    content = _read(config, inputs=inputs, preprocessor=preprocessor, pictures_decoded=pictures_decoded)
     padding = {} if preprocessor is None else dict(preprocessor.padding)
     problems = [*content.problems, *_length_problems(content, padding, config)]
     if not problems and not content.samples:
@@ -137,12 +171,24 @@ def load_dataset(config: DatasetConfig, *, inputs: Sequence[TensorSpec], preproc
     return Dataset(tuple(content.samples), labels=labels, pairs=tuple(content.pairs), padding=padding)
 
 
-def _read(config: DatasetConfig, *, inputs: Sequence[TensorSpec], preprocessor: Preprocessor | None) -> DatasetContent:
+def _read(
+    config: DatasetConfig,
+    *,
+    inputs: Sequence[TensorSpec],
+    preprocessor: Preprocessor | None,
+    pictures_decoded: int | None,
+) -> DatasetContent:
     if not config.file.is_file():
         raise ConfigError([f"{config.file}: expected a file, there is none"])
     if config.file.suffix == ".npz":
         return read_npz(config.file, inputs=inputs, samples=config.samples)
-    return read_jsonl(config.file, inputs=inputs, preprocessor=preprocessor, samples=config.samples)
+    return read_jsonl(
+        config.file,
+        inputs=inputs,
+        preprocessor=preprocessor,
+        samples=config.samples,
+        pictures_decoded=pictures_decoded,
+    )
 
 
 def _length_problems(content: DatasetContent, padding: Mapping[str, int], config: DatasetConfig) -> Iterator[str]:

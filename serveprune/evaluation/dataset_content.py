@@ -42,7 +42,7 @@ def fitted(array: Array, spec: TensorSpec, *, batched: bool) -> Array:
     if spec.datatype is Datatype.BYTES or array.dtype.kind not in "biuf":
         raise Misfit(f"expected numbers ({spec.datatype}), got {array.dtype}")
     with np.errstate(over="ignore", invalid="ignore"):
-        converted: Array = array.astype(spec.datatype.dtype)
+        converted: Array = array.astype(spec.datatype.dtype, copy=False)
         lossless = converted.dtype.kind == "f" or bool(
             array.dtype.kind != "f" and np.array_equal(converted.astype(array.dtype), array)
         )

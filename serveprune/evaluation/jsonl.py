@@ -8,6 +8,7 @@ import numpy as np
 
 from serveprune.errors import InvalidArgument
 from serveprune.evaluation.dataset_content import DatasetContent, Misfit, class_number, fitted
+from serveprune.evaluation.picture_sample import PictureSample
 from serveprune.oip.tensor import Array, TensorSpec
 from serveprune.preprocessing.protocol import Preprocessor
 
@@ -15,14 +16,19 @@ _KEYS = ("text", "paired_text", "score", "image", "inputs", "label")
 
 
 def read_jsonl(
-    path: Path, *, inputs: Sequence[TensorSpec], preprocessor: Preprocessor | None, samples: int | None
+    path: Path,
+    *,
+    inputs: Sequence[TensorSpec],
+    preprocessor: Preprocessor | None,
+    samples: int | None,
+    pictures_decoded: int | None = None,
 ) -> DatasetContent:
     """Read one object per line (see `load_dataset`); problems are collected, not raised.
 
     A text that occurs in several scored pairs becomes one sample. A pair that would exceed ``samples`` ends
     the reading.
     """
-    reader = _Reader(path, {spec.name: spec for spec in inputs}, preprocessor)
+    reader = _Reader(path, {spec.name: spec for spec in inputs}, preprocessor, pictures_decoded)
     try:
         with path.open(encoding="utf-8") as lines:
             for number, line in enumerate(lines, start=1):
@@ -44,13 +50,21 @@ def read_jsonl(
 class _Reader:
     """Turns lines into samples, and remembers what belongs together."""
 
-    def __init__(self, path: Path, specs: Mapping[str, TensorSpec], preprocessor: Preprocessor | None) -> None:
+    def __init__(
+        self,
+        path: Path,
+        specs: Mapping[str, TensorSpec],
+        preprocessor: Preprocessor | None,
+        pictures_decoded: int | None,
+    ) -> None:
         self.content = DatasetContent()
         self._path = path
         self._specs = specs
         self._preprocessor = preprocessor
         self._paired_texts: dict[str, int] = {}
         self._kinds: dict[str, int] = {}
+        self._pictures_left = pictures_decoded
+        self._picture_shapes: dict[str, tuple[int, ...]] = {}
 
     def read(self, number: int, line: str) -> None:
         """Take one line in; what is wrong with it becomes a problem."""
@@ -102,11 +116,9 @@ class _Reader:
         sample: dict[str, Array] = {}
         if "text" in record:
             sample |= self._preprocessed("text", _text(record, "text").encode())
-        if "image" in record:
-            sample |= self._preprocessed("image", self._picture(record["image"]))
         if "inputs" in record:
             sample |= self._inputs(record["inputs"])
-        checked = self._checked(sample)
+        checked = self._checked(self._with_picture(record["image"], sample) if "image" in record else sample)
         if "label" in record:
             try:
                 label = class_number(record["label"])
@@ -120,14 +132,35 @@ class _Reader:
             raise Misfit(f"key {kind!r}: expected inputs, because the model has no {kind} preprocessing")
         return {name: array[0] for name, array in self._preprocessor([value]).items()}
 
-    def _picture(self, name: Any) -> bytes:
+    def _with_picture(self, name: Any, others: dict[str, Array]) -> Mapping[str, Array]:
+        file = self._picture(name)
+        if self._pictures_left != 0 or not self._picture_shapes:
+            try:
+                content = file.read_bytes()
+            except OSError as error:
+                raise Misfit(f"key 'image': expected a readable file, {error}") from error
+            decoded = self._preprocessed("image", content)
+            self._picture_shapes = {target: array.shape for target, array in decoded.items()}
+            if self._pictures_left:
+                self._pictures_left -= 1
+        assert self._preprocessor is not None
+        return PictureSample(file, self._preprocessor, shapes=self._picture_shapes, others=others)
+
+    def _picture(self, name: Any) -> Path:
+        """Return the file; a set may come from anywhere, and must not name any file of the machine."""
         if not isinstance(name, str):
             raise Misfit(f"key 'image': expected the name of a file, got {name!r}")
-        file = self._path.parent / name
+        folder = self._path.parent.resolve()
         try:
-            return file.read_bytes()
+            file = (folder / name).resolve()
+            is_file = file.is_file()
         except (OSError, ValueError) as error:
-            raise Misfit(f"key 'image': expected a file at {file}, {error}") from error
+            raise Misfit(f"key 'image': expected a file name, got {name!r}: {error}") from error
+        if not file.is_relative_to(folder):
+            raise Misfit(f"key 'image': expected a file below {folder}, got {name!r}")
+        if not is_file:
+            raise Misfit(f"key 'image': expected a file at {file}, there is none")
+        return file
 
     def _inputs(self, value: Any) -> dict[str, Array]:
         if not isinstance(value, dict):
@@ -142,7 +175,7 @@ class _Reader:
                 raise Misfit(f"input {name!r}: {error}") from error
         return arrays
 
-    def _checked(self, sample: dict[str, Array]) -> dict[str, Array]:
+    def _checked(self, sample: Mapping[str, Array]) -> Mapping[str, Array]:
         missing = [name for name in self._specs if name not in sample]
         if missing:
             raise Misfit(f"expected a value for every graph input, there is none for {', '.join(missing)}")

@@ -2,14 +2,13 @@ import time
 from collections.abc import Callable
 
 from serveprune.artifacts.manifest import Measurements
-from serveprune.errors import FailedPrecondition
 from serveprune.evaluation.batch_deviation import batch_deviation
 from serveprune.evaluation.comparison import compare
 from serveprune.evaluation.dataset import Dataset
 from serveprune.evaluation.latency import measure_latency
+from serveprune.evaluation.rows_per_run import rows_per_run
 from serveprune.evaluation.runnable_graph import RunnableGraph
 from serveprune.evaluation.task import Task
-from serveprune.oip.tensor import DYNAMIC
 
 DEFAULT_BATCH_SIZE = 8
 """Rows that meet in a batch under moderate load, on the machines this is made for."""
@@ -25,6 +24,7 @@ def measure(
     dense_bytes: int,
     tier_bytes: int,
     evaluation_set: str,
+    task_is_told: bool = False,
     batch_size: int = DEFAULT_BATCH_SIZE,
     latency_budget_seconds: float = 20.0,
     on_progress: Callable[[str, float], None] = lambda stage, fraction: None,
@@ -40,6 +40,7 @@ def measure(
         tier: The tier's graph, loaded with ``threads``.
         dataset: Held out: nothing in it was used to make the tier.
         task: Decides the metrics; see `compare`.
+        task_is_told: Whether somebody said so, or it was inferred.
         threads: Compute threads of both graphs, for the record.
         dense_bytes: Size of the dense graph.
         tier_bytes: Size of the tier's graph.
@@ -55,8 +56,9 @@ def measure(
             batch axis is fixed above 1.
         ConfigError: The dataset's labels are not the model's classes.
     """
-    one_row = _takes_one_row(dense)
-    batch_size = 1 if one_row else min(batch_size, len(dataset))
+    batch_size = rows_per_run(dense.inputs, wanted=batch_size)
+    has_neighbours = batch_size > 1
+    batch_size = min(batch_size, len(dataset))
     comparison = compare(
         dense,
         tier,
@@ -64,14 +66,14 @@ def measure(
         task=task,
         batch_size=batch_size,
         on_progress=lambda fraction: on_progress("quality", fraction),
+        task_is_told=task_is_told,
     )
     on_progress("batch deviation", 0.0)
-    # A graph that takes one row at a time has no neighbours.
     deviation = 0.0
-    if not one_row:
+    if has_neighbours:
         deviation = batch_deviation(
-            tier, dataset, task=task, outputs=dense.outputs, batch_size=batch_size, seed=seed
-        ).worst
+            tier, dataset, task=comparison.task, outputs=dense.outputs, batch_size=batch_size, seed=seed
+        )
     on_progress("latency", 0.0)
     indices, feeds = dataset.typical_batch(batch_size)
     latency = measure_latency(
@@ -85,7 +87,7 @@ def measure(
     )
     on_progress("latency", 1.0)
     return Measurements(
-        metric=task.headline_metric,
+        metric=comparison.task.headline_metric,
         quality=comparison.quality,
         dense_quality=comparison.dense_quality,
         batch_deviation=deviation,
@@ -95,12 +97,3 @@ def measure(
         dense_bytes=dense_bytes,
         tier_bytes=tier_bytes,
     )
-
-
-def _takes_one_row(graph: RunnableGraph) -> bool:
-    fixed = {spec.shape[0] for spec in graph.inputs if spec.shape} - {DYNAMIC}
-    if fixed - {1}:
-        raise FailedPrecondition(
-            f"expected a graph with a dynamic batch axis, got one fixed at {sorted(fixed)}; export it again"
-        )
-    return bool(fixed)

@@ -5,7 +5,7 @@ in float64. Values are finite for finite inputs.
 """
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
@@ -80,16 +80,6 @@ def nearest_neighbour_agreement(dense: Array, tier: Array) -> float:
     return same / len(dense_unit)
 
 
-def sqnr_db(dense: Array, tier: Array) -> float:
-    """Return the signal to quantization noise ratio in dB: energy of dense over energy of the difference.
-
-    Between -`SQNR_CAP_DB` and `SQNR_CAP_DB`.
-    """
-    energies = SignalEnergies()
-    energies.add(dense, tier)
-    return energies.sqnr_db
-
-
 def pearson(first: Array, second: Array) -> float:
     """Return the linear correlation of two series ``(N,)``; 0 where one of them is constant."""
     first, second = _centred(first), _centred(second)
@@ -104,15 +94,23 @@ def spearman(first: Array, second: Array) -> float:
 
 @dataclass(slots=True)
 class SignalEnergies:
-    """Sums over a stream of answers, from which SQNR and the cosine of the whole stream follow.
+    """Sums over a stream of answers, from which SQNR and the cosines of the whole stream follow.
 
-    Where float64 cannot hold the squares (values beyond 1e154), both have their worst value.
+    Where float64 cannot hold the squares (values beyond 1e154), all have their worst value.
+
+    Attributes:
+        width: Size of the last axis of every answer; 1 if that changes or does not matter.
     """
 
     dense: float = 0.0
     tier: float = 0.0
     product: float = 0.0
     noise: float = 0.0
+    width: int = 1
+    _centred: "_CentredSums" = field(init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        self._centred = _CentredSums(self.width)
 
     def add(self, dense: Array, tier: Array) -> None:
         """Take more answers in, of any one shape."""
@@ -122,10 +120,33 @@ class SignalEnergies:
         self.tier += float(second @ second)
         self.product += float(first @ second)
         self.noise += float(difference @ difference)
+        self._centred.add(first.reshape(-1, self.width), second.reshape(-1, self.width))
+
+    @property
+    def centred_cosine(self) -> float:
+        """Cosine of all answers as one long vector after dense's mean answer is taken off both.
+
+        What every answer has in common says nothing about the inputs: of two sets of logits around -8 the plain
+        cosine is above 0.99 however much they disagree. The mean is taken for each index of the last axis (each
+        class, each feature) where ``width`` says how long that is, else over everything. It is dense's mean for
+        both, so a tier whose answers are shifted is worse for it. Answers of dense that do not vary at all leave
+        nothing to compare; then it is the plain cosine.
+        """
+        if self.noise == 0:
+            return 1.0
+        if not math.isfinite(self.dense + self.tier):
+            return WORST["cosine"]
+        dense, tier, product = self._centred.energies()
+        if dense <= 0:
+            return self.cosine
+        return 0.0 if tier <= 0 else min(max(product / math.sqrt(dense) / math.sqrt(tier), -1.0), 1.0)
 
     @property
     def sqnr_db(self) -> float:
-        """See `sqnr_db`."""
+        """Signal to quantization noise ratio in dB: energy of dense over energy of the difference.
+
+        Between -`SQNR_CAP_DB` and `SQNR_CAP_DB`.
+        """
         if self.noise == 0:
             return SQNR_CAP_DB
         if self.dense == 0 or not math.isfinite(self.dense + self.noise):
@@ -143,6 +164,37 @@ class SignalEnergies:
         if not math.isfinite(self.dense + self.tier):
             return WORST["cosine"]
         return min(max(self.product / math.sqrt(self.dense) / math.sqrt(self.tier), -1.0), 1.0)
+
+
+class _CentredSums:
+    """Sums about the first answer, so that little is lost when the mean is taken off in the end."""
+
+    def __init__(self, width: int) -> None:
+        self._origin: _Float64 | None = None
+        self._count = 0
+        self._dense_sum = np.zeros(width)
+        self._tier_sum = np.zeros(width)
+        self._dense = self._tier = self._product = 0.0
+
+    def add(self, dense: _Float64, tier: _Float64) -> None:
+        """Take in rows ``(n, width)``."""
+        if not len(dense):
+            return
+        if self._origin is None:
+            self._origin = dense[0].copy()
+        first, second = dense - self._origin, tier - self._origin
+        self._count += len(first)
+        self._dense_sum += first.sum(axis=0)
+        self._tier_sum += second.sum(axis=0)
+        self._dense += float(np.vdot(first, first))
+        self._tier += float(np.vdot(second, second))
+        self._product += float(np.vdot(first, second))
+
+    def energies(self) -> tuple[float, float, float]:
+        """Return the energies of dense and of the tier and their product, all about dense's mean."""
+        mean = self._dense_sum / max(self._count, 1)
+        mean_energy, shared = self._count * float(mean @ mean), float(mean @ self._tier_sum)
+        return self._dense - mean_energy, self._tier - 2 * shared + mean_energy, self._product - shared
 
 
 def _unit_range(rows: Array) -> _Float64:

@@ -22,7 +22,7 @@ def measurement_rows(measurements: Measurements) -> tuple[tuple[str, str], ...]:
         ("latency", timing),
         (
             "speedup",
-            f"{latency.speedup:.2f}x ({1 / latency.ratio_high:.2f}x to {1 / latency.ratio_low:.2f}x)",
+            f"{latency.speedup:.2f}x ({latency.speedup_low:.2f}x to {latency.speedup_high:.2f}x)",
         ),
         ("size", size),
         ("measured on", f"{measurements.samples} samples: {measurements.evaluation_set}"),

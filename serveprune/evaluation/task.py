@@ -26,15 +26,18 @@ class Task(StrEnum):
 def infer_task(model: ModelConfig, outputs: Sequence[TensorSpec], *, labelled: bool = False) -> Task:
     """Decide what a model's answers mean, from its source and the outputs of its dense graph.
 
-    The first rule that fits decides. Only outputs ``(batch, width)`` of floats count, for a classifier only
-    those that can be wider than 1: a single score is a regression, whose arg max says nothing.
+    The first rule that fits decides. From rule 2 on, only outputs ``(batch, width)`` of floats count, for a
+    classifier only those that can be wider than 1: a single score is a regression, whose arg max says nothing.
 
-    1. A Hugging Face source says its task: classification, or embedding for feature extraction.
-    2. An output named logits, probabilities or probs: classification.
-    3. An output named embedding, embeddings, sentence_embedding or pooler_output: embedding.
-    4. Exactly one output, and the evaluation set has labels (``labelled``): classification.
-    5. Otherwise generic.
+    1. The model's ``task``, where it is set.
+    2. A Hugging Face source says its task: classification, or embedding for feature extraction.
+    3. An output named logits, probabilities or probs: classification.
+    4. An output named embedding, embeddings, sentence_embedding or pooler_output: embedding.
+    5. Exactly one output, and the evaluation set has labels (``labelled``): classification.
+    6. Otherwise generic.
     """
+    if model.task is not None:
+        return Task(model.task)
     rows, classes = _row_outputs(outputs), _class_outputs(outputs)
     if isinstance(model.source, HuggingFaceSource):
         if model.source.task == "feature-extraction":
@@ -68,12 +71,17 @@ def numeric_outputs(outputs: Sequence[TensorSpec]) -> tuple[TensorSpec, ...]:
     return floats or tuple(spec for spec in outputs if spec.datatype.dtype.kind in "biu")
 
 
+def is_row_of_scores(spec: TensorSpec) -> bool:
+    """Tell whether an output may hold a score for each class: floats ``(batch, width)``, and not width 1."""
+    return _is_float(spec) and len(spec.shape) == _ROWS and spec.shape[1] != 1
+
+
 def _row_outputs(outputs: Sequence[TensorSpec]) -> tuple[TensorSpec, ...]:
     return tuple(spec for spec in outputs if _is_float(spec) and len(spec.shape) == _ROWS)
 
 
 def _class_outputs(outputs: Sequence[TensorSpec]) -> tuple[TensorSpec, ...]:
-    return tuple(spec for spec in _row_outputs(outputs) if spec.shape[1] != 1)
+    return tuple(spec for spec in outputs if is_row_of_scores(spec))
 
 
 def _preferred(outputs: tuple[TensorSpec, ...], *, names: frozenset[str]) -> tuple[TensorSpec, ...]:

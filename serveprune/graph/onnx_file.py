@@ -1,3 +1,4 @@
+from collections.abc import Iterator
 from pathlib import Path
 
 import onnx
@@ -8,7 +9,7 @@ from serveprune.errors import InvalidArgument
 
 EXTERNAL_DATA_FILE = "model.onnx.data"
 MAX_EMBEDDED_BYTES = 3 * 2**29
-"""1.5 GiB: a protobuf message ends at 2 GiB, and the passes add to the graph."""
+"""1.5 GiB of weights; larger ones lie beside the graph. A protobuf message ends at 2 GiB, and the passes add to it."""
 
 
 def read_header(path: Path) -> onnx.ModelProto:
@@ -36,9 +37,36 @@ def read_header(path: Path) -> onnx.ModelProto:
 def write_graph(model: ir.Model, path: Path) -> None:
     """Write a graph, its weights inside the file, or beside it as `model.onnx.data` when they are large."""
     if _weight_bytes(model) <= MAX_EMBEDDED_BYTES:
-        ir.save(ir.external_data.load_to_model(model), path)
+        proto = ir.to_proto(ir.external_data.load_to_model(model))
     else:
         ir.save(model, path, external_data=EXTERNAL_DATA_FILE)
+        proto = onnx.load(path, load_external_data=False)
+    drop_types_of_weights(proto)
+    onnx.save(proto, path)
+
+
+def all_graphs(graph: onnx.GraphProto) -> Iterator[onnx.GraphProto]:
+    """Yield a graph and those of its control-flow branches."""
+    yield graph
+    for node in graph.node:
+        for attribute in node.attribute:
+            if attribute.HasField("g"):
+                yield from all_graphs(attribute.g)
+            for inner in attribute.graphs:
+                yield from all_graphs(inner)
+
+
+def drop_types_of_weights(model: onnx.ModelProto) -> None:
+    """Remove what ``value_info`` says of weights; a weight says itself what it is.
+
+    Whoever changes a weight in place, as ONNX Runtime's dynamic quantizer does, would leave a contradiction.
+    """
+    for graph in all_graphs(model.graph):
+        weights = {tensor.name for tensor in graph.initializer}
+        kept = [value for value in graph.value_info if value.name not in weights]
+        if len(kept) < len(graph.value_info):
+            del graph.value_info[:]
+            graph.value_info.extend(kept)
 
 
 def _weight_bytes(model: ir.Model) -> int:

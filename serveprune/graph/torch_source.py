@@ -20,6 +20,7 @@ from serveprune.oip.datatype import Datatype
 from serveprune.oip.tensor import Array
 
 _EXPORT_BATCH = 2
+_SEED = 0
 
 
 def read_torch_source(source: TorchSource, *, progress: Callable[[str, float], None]) -> SourceGraph:
@@ -71,7 +72,10 @@ def _module(source: TorchSource) -> nn.Module:
     with _importable_from_here():
         try:
             factory = getattr(importlib.import_module(module_name), function_name)
-            module = factory()
+            # Weights that the factory draws would otherwise differ from import to import.
+            with torch.random.fork_rng(devices=[]):
+                torch.manual_seed(_SEED)
+                module = factory()
         except Exception as error:  # the factory is the user's code
             raise InvalidArgument(
                 f"{source.torch}: the factory cannot be imported and called: {first_reason(error)}; it has to be "

@@ -34,7 +34,7 @@ def run_demo(folder: Path) -> DemoRun:
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
-        timeout=280,
+        timeout=1200,
         env=marked_environment(folder),
     )
     return DemoRun(folder, finished.returncode, finished.stdout)
@@ -52,7 +52,7 @@ def demo(tmp_path_factory: pytest.TempPathFactory) -> DemoRun:
 def fashion_store(demo: DemoRun, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A store with both tiers of the image classifier. Only ever copied."""
     copy = tmp_path_factory.mktemp("fashion") / "store"
-    return copy_store(demo.store, copy, artifacts={("fashion", "dense"), ("fashion", "tier")})
+    return copy_store(demo.store, copy, artifacts={("fashion", "dense"), ("fashion", "int8")})
 
 
 @pytest.fixture(scope="session")

@@ -74,21 +74,27 @@ def minilm() -> Mapping[str, Any]:
 
 
 def copy_store(store: Path, copy: Path, *, artifacts: Collection[tuple[str, str]]) -> Path:
-    """Copy a store with no more than these artifacts, each a model and a kind (``dense`` or ``tier``)."""
+    """Copy a store with no more than these artifacts, each a model and a tier of the demo (``dense``, ``int8``...)."""
     shutil.copytree(store, copy)
     for manifest in (copy / "artifacts").glob("*/manifest.json"):
         document = json.loads(manifest.read_text(encoding="utf-8"))
-        if (document["model"], document["kind"]) not in artifacts:
+        if (document["model"], tier_of(document)) not in artifacts:
             shutil.rmtree(manifest.parent)
     return copy
 
 
-def artifact_folder(store: Path, *, model: str, kind: str) -> Path:
-    """Return where the one artifact of this model and kind is."""
+def tier_of(manifest: dict[str, Any]) -> str:
+    """Return which of the demo's tiers an artifact is, by the passes that made it."""
+    passes = tuple(step["name"] for step in manifest["passes"])
+    return {(): "dense", ("quantize",): "int8", ("prune",): "lean", ("prune", "quantize"): "lean-int8"}[passes]
+
+
+def artifact_folder(store: Path, *, model: str, tier: str) -> Path:
+    """Return where the artifact of this model and tier of the demo is."""
     (folder,) = (
         manifest.parent
         for manifest in (store / "artifacts").glob("*/manifest.json")
-        if (found := json.loads(manifest.read_text(encoding="utf-8")))["model"] == model and found["kind"] == kind
+        if (found := json.loads(manifest.read_text(encoding="utf-8")))["model"] == model and tier_of(found) == tier
     )
     return folder
 

@@ -72,7 +72,7 @@ def test_cache_is_listed_verified_and_kept_within_its_bound(fashion_store: Path,
     assert "2 artifacts" in result("cache", "ls", "--store", tmp_path / "store")
     assert json.loads(result("cache", "verify", "--config", config, "--json"))["ok"] is True
 
-    damaged = artifact_folder(tmp_path / "store", model="fashion", kind="tier")
+    damaged = artifact_folder(tmp_path / "store", model="fashion", tier="int8")
     with (damaged / "model.onnx").open("r+b") as graph:
         graph.seek(1000)
         graph.write(b"tampered")

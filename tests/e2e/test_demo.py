@@ -21,10 +21,7 @@ def test_demo_builds_and_answers_with_every_tier_when_its_folder_is_empty(demo: 
         assert column in demo.output
     rows = [line.split() for line in demo.output.splitlines() if line.startswith((" minilm ", " fashion "))]
     assert [row[:3] for row in rows] == [
-        ["minilm", "dense", "ready"],
-        ["minilm", "int8", "ready"],
-        ["fashion", "dense", "ready"],
-        ["fashion", "int8", "ready"],
+        [model, tier, "ready"] for model in ("minilm", "fashion") for tier in ("dense", "int8", "lean", "lean-int8")
     ]
     assert "Traceback" not in demo.output
     assert not marked_processes(demo.folder)
@@ -39,7 +36,7 @@ def test_demo_builds_nothing_when_its_artifacts_are_in_the_store(second_demo: Pa
 
 
 def test_demo_sets_a_truncated_artifact_aside_and_builds_it_again(second_demo: Path) -> None:
-    damaged = artifact_folder(second_demo / "store", model="fashion", kind="tier")
+    damaged = artifact_folder(second_demo / "store", model="fashion", tier="int8")
     graph = damaged / "model.onnx"
     whole = graph.read_bytes()
     graph.write_bytes(whole[: len(whole) // 2])

@@ -39,7 +39,7 @@ def test_all_tiers_are_served_from_a_store_that_another_environment_built(
     serve: Serve, demo: DemoRun, tmp_path: Path
 ) -> None:
     copy_demo_data(tmp_path)
-    everything = {(model, kind) for model in ("minilm", "fashion") for kind in ("dense", "tier")}
+    everything = {(model, tier) for model in ("minilm", "fashion") for tier in ("dense", "int8")}
     copy_store(demo.store, tmp_path / "store", artifacts=everything)
     config = write_config(tmp_path, models={"minilm": minilm(), "fashion": FASHION})
 

@@ -187,6 +187,7 @@ def test_child_dies_when_its_parent_is_killed(
             parent.wait()
         gone, alive = psutil.wait_procs([worker], timeout=30)
         assert (len(gone), alive) == (1, [])
+    store.collect_garbage()
     assert_sound(store)
 
 
@@ -212,6 +213,8 @@ def test_child_has_the_limits_of_the_configuration(
     assert found["oom"] == "800"
     # Its own group, so that Ctrl-C in a terminal reaches the parent alone.
     assert found["group"] == found["pid"]
+    # Where the next process that stores something removes it, should parent and child be killed.
+    assert Path(str(found["temporary"])).parent == store.root / "tmp"
     assert not Path(str(found["temporary"])).exists()
 
 

@@ -1,3 +1,4 @@
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +11,7 @@ from serveprune.artifacts.builder import BuildOutcome, BuildProgress, BuildReque
 from serveprune.artifacts.store import ArtifactStore
 from serveprune.compression.build import build
 from serveprune.config.model import HuggingFaceSource, ModelConfig, OnnxSource
-from serveprune.errors import BuildFailed, ConfigError, InvalidArgument
+from serveprune.errors import BuildFailed, ConfigError, FailedPrecondition, InvalidArgument
 
 
 @pytest.fixture
@@ -113,7 +114,7 @@ def test_build_refuses_an_onnx_file_that_is_damaged(
 
 
 def test_build_fails_when_a_pass_changes_nothing(tmp_path: Path, store: ArtifactStore) -> None:
-    np.savez(tmp_path / "samples.npz", x=np.zeros((8, 4), dtype=np.float32))
+    np.savez(tmp_path / "samples.npz", x=np.arange(32, dtype=np.float32).reshape(8, 4))
     model = ModelConfig.model_validate(
         {
             "source": OnnxSource(onnx=elementwise_graph(tmp_path / "relu.onnx")),
@@ -147,6 +148,45 @@ def test_build_of_equal_graphs_shares_one_dense_artifact(tmp_path: Path, store: 
     second = run(BuildRequest(model_name="two", model=two), store)
     assert first.key == second.key
     assert len(store.entries()) == 1
+
+
+def build_disturbed(request: BuildRequest, store: ArtifactStore, *, stage: str, disturb: Callable[[], object]) -> None:
+    """Build, and disturb it once, when it comes to a stage."""
+    waiting = [disturb]
+
+    def on_progress(progress: BuildProgress) -> None:
+        if progress.stage == stage and waiting:
+            waiting.pop()()
+
+    build(request, store=store, threads=1, threads_of_serving=1, on_progress=on_progress)
+
+
+def test_build_stores_nothing_when_the_source_is_replaced_meanwhile(tmp_path: Path, store: ArtifactStore) -> None:
+    request = BuildRequest(model_name="net", model=convolutional_model(tmp_path))
+    graph, original = tmp_path / "net.onnx", (tmp_path / "net.onnx").read_bytes()
+    other = convolutional_graph(tmp_path / "other.onnx", channels=8).read_bytes()
+    with pytest.raises(FailedPrecondition, match=r"net\.onnx .*changed while it was being read; try again"):
+        build_disturbed(request, store, stage="importing", disturb=lambda: graph.write_bytes(other))
+    assert store.entries() == []
+    graph.write_bytes(original)
+    assert run(request, store).outcome is BuildOutcome.BUILT
+    assert is_sound(store)
+
+
+@pytest.mark.parametrize("stage", ["reading samples", "quantize"])
+def test_build_stores_no_tier_when_a_set_is_replaced_meanwhile(
+    tmp_path: Path, store: ArtifactStore, stage: str
+) -> None:
+    request = tier_request(convolutional_model(tmp_path))
+    with pytest.raises(FailedPrecondition, match=r"evaluation\.npz .*changed while it was being read; try again"):
+        build_disturbed(
+            request,
+            store,
+            stage=stage,
+            disturb=lambda: np.savez(tmp_path / "evaluation.npz", image=images(8, seed=5)),
+        )
+    assert [entry.manifest.kind for entry in store.entries()] == ["dense"]
+    assert is_sound(store)
 
 
 @pytest.mark.slow

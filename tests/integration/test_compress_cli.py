@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import onnx
 import onnxruntime as ort
 import pytest
 from unit.compression.graphs import convolutional_graph
@@ -47,6 +48,9 @@ def test_compress_prints_one_json_object_and_finds_the_tier_the_second_time(tmp_
         assert all(value > 0 for value in told[name].values())
     assert told["bytes"]["dense"] == pytest.approx(model.stat().st_size, rel=0.1)
     assert told["seconds"] > 0
+    assert told["speedup_low"] <= told["speedup"] <= told["speedup_high"]
+    assert (told["batch_size"], told["threads"], told["samples"]) == (8, 1, 32)
+    assert (told["parity_max_abs_error"], told["notes"], told["left_in_float"]) == (None, [], [])
     assert Path(told["artifact"]).is_dir()
     assert "net@int8:  30% quantize" in first.stderr
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["manifest.json", "model.onnx"]
@@ -100,6 +104,10 @@ def test_compress_exits_2_when_the_graph_is_damaged(tmp_path: Path, model: Path,
         (["--calibration", "missing.npz"], "missing.npz"),
         (["--profile", "fp3"], "int8"),
         (["--config", "missing.yaml"], "missing.yaml"),
+        (["--evaluation", "samples.csv"], "expected a .npz or .jsonl file, got 'samples.csv'"),
+        (["--task", "image-classification"], "classification, embedding, generic"),
+        (["--out", "/proc/serveprune"], "--out: expected a folder that can be written"),
+        (["--out", "net.onnx"], "--out: expected a folder that can be written"),
     ],
 )
 def test_compress_exits_2_with_one_json_object_when_an_argument_is_wrong(
@@ -111,6 +119,28 @@ def test_compress_exits_2_with_one_json_object_when_an_argument_is_wrong(
     assert told["outcome"] == "failed"
     assert expected in told["reasons"][0]
     assert "Traceback" not in result.stderr
+    # It is said before anything is built.
+    assert not (tmp_path / "store" / "artifacts").exists()
+
+
+def test_compress_judges_by_the_task_that_it_is_told(tmp_path: Path, model: Path) -> None:
+    told = json.loads(compress(tmp_path, "--json", "--task", "embedding").stdout)
+    assert (told["outcome"], told["metric"]) == ("built", "cosine")
+    assert "nearest_neighbour_agreement" in told["quality"]
+
+
+def test_compress_shows_what_import_and_passes_found(tmp_path: Path, model: Path) -> None:
+    graph = onnx.load(model)
+    for value in (*graph.graph.input, *graph.graph.output):
+        value.type.tensor_type.shape.dim[0].dim_value = 1
+    onnx.save(graph, model)
+    (tmp_path / "dynamic.yaml").write_text("passes: [{quantize: {scheme: dynamic}}]\n")
+    result = compress(tmp_path, profile="dynamic.yaml")
+    assert "block/conv, stem/conv" in result.stdout
+    assert "the batch axis was fixed at 1" in " ".join(result.stdout.split())
+    told = json.loads(compress(tmp_path, "--json", profile="dynamic.yaml").stdout)
+    assert told["left_in_float"] == ["block/conv", "stem/conv"]
+    assert "the batch axis was fixed at 1" in told["notes"][0]
 
 
 def test_compress_exits_1_when_the_build_is_killed_for_memory(tmp_path: Path, model: Path) -> None:

@@ -163,3 +163,12 @@ def test_import_fails_when_the_batch_axis_does_not_survive(tmp_path: Path) -> No
         _import(_config("only_five", _SEQUENCE), tmp_path)
     assert isinstance(caught.value, InvalidArgument | BuildFailed)
     assert "only_five" in caught.value.message
+
+
+def test_weights_that_a_factory_draws_are_the_same_every_time(tmp_path: Path) -> None:
+    model = _config("unseeded", [{"name": "x", "shape": ["batch", 24]}])
+    before = torch.get_rng_state()
+    for name in ("first", "second"):
+        _import(model, tmp_path / name)
+    assert sha256_file(tmp_path / "first" / "model.onnx") == sha256_file(tmp_path / "second" / "model.onnx")
+    assert torch.equal(torch.get_rng_state(), before)

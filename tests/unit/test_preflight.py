@@ -9,6 +9,7 @@ import onnx
 import pytest
 from onnx import TensorProto, helper
 from tokenizers import Tokenizer, models, pre_tokenizers
+from unit.compression.graphs import convolutional_graph, embedding_graph, images
 
 from serveprune.config.loading import load_config
 from serveprune.preflight import check_datasets
@@ -97,6 +98,39 @@ def test_check_datasets_reports_the_tokenizer_when_it_is_none(folder: Path) -> N
     (folder / "encoder" / "tokenizer.json").write_text("{}")
     (problem,) = check(folder, HUGGINGFACE)
     assert problem.startswith("models.m.preprocessing.tokenizer: ")
+
+
+def check_tier(folder: Path, entries: str, *, scheme: str = "auto") -> list[str]:
+    """As `check`, with a tier that quantizes."""
+    file = folder / "serveprune.yaml"
+    file.write_text(
+        f"profiles:\n  int8: {{passes: [{{quantize: {{scheme: {scheme}}}}}]}}\n"
+        f"models:\n  m:\n    tiers: [dense, int8]\n    {entries}\n"
+    )
+    return [problem.replace(f"{folder}/", "") for problem in check_datasets(load_config(file))]
+
+
+def test_check_datasets_reports_a_missing_calibration_when_the_graph_needs_static_scales(folder: Path) -> None:
+    convolutional_graph(folder / "net.onnx")
+    np.savez(folder / "set.npz", image=images(4))
+    net = "source: {onnx: net.onnx}\n    evaluation: {file: set.npz}"
+    (problem,) = check_tier(folder, net)
+    assert problem.startswith("models.m.calibration: expected a calibration set, because profile int8")
+    assert check_tier(folder, net, scheme="dynamic") == []
+    assert check_tier(folder, "source: {onnx: net.onnx}\n    calibration: {file: set.npz}") == []
+
+
+def test_check_datasets_reports_a_tier_that_nothing_can_be_judged_on(folder: Path) -> None:
+    for scheme in ("auto", "dynamic"):
+        (problem,) = check_tier(folder, "source: {onnx: doubling.onnx}", scheme=scheme)
+        assert problem.startswith("models.m.evaluation: expected a set to judge int8 on")
+    assert check(folder, "source: {onnx: doubling.onnx}") == []
+
+
+def test_check_datasets_wants_no_calibration_when_the_graph_takes_dynamic_scales(folder: Path) -> None:
+    embedding_graph(folder / "text.onnx")
+    np.savez(folder / "set.npz", input_ids=np.zeros((2, 5), np.int64))
+    assert check_tier(folder, "source: {onnx: text.onnx}\n    evaluation: {file: set.npz}") == []
 
 
 def test_check_datasets_passes_over_models_whose_inputs_only_an_import_can_tell(folder: Path) -> None:

@@ -53,10 +53,16 @@ class ActivationRanges(MinMaxCalibrater):  # type: ignore[misc]  # ONNX Runtime 
         """Run the batches, one at a time, and return the ranges by tensor.
 
         Raises:
-            BuildFailed: There was no batch.
+            BuildFailed: There was no batch, or the graph cannot compute one.
         """
         for batch in batches:
-            self.collect_data(_OneBatch(batch))
+            try:
+                self.collect_data(_OneBatch(batch))
+            except Exception as error:  # ONNX Runtime raises a dozen unrelated types here
+                fed = ", ".join(f"{name} {list(array.shape)}" for name, array in batch.items())
+                raise BuildFailed(
+                    f"quantize: the graph cannot compute a calibration batch of {fed}: {str(error).splitlines()[0]}"
+                ) from error
             on_batch()
         if self.calibrate_tensors_range is None:
             raise BuildFailed("quantize: the calibration set is empty; scheme static needs at least one sample")

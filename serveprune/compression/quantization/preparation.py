@@ -8,9 +8,7 @@ import onnxruntime as ort
 from onnx.external_data_helper import convert_model_to_external_data
 
 from serveprune.errors import InvalidArgument
-
-SINGLE_FILE_BYTES = 1_500_000_000
-"""Larger graphs keep their weights in a second file: protobuf ends at 2 GiB."""
+from serveprune.graph.onnx_file import MAX_EMBEDDED_BYTES, drop_types_of_weights
 
 _PER_CHANNEL_OPSET = 13
 _ERRORS_ONLY = 3
@@ -61,11 +59,10 @@ def prepare_for_quantization(graph: Path, *, output: Path, threads: int) -> onnx
         )
     except Exception as error:  # ONNX Runtime raises a dozen unrelated types here
         raise InvalidArgument(f"ONNX Runtime cannot load the graph: {str(error).splitlines()[0]}") from error
-    typed = output.with_name("typed.onnx")
-    onnx.shape_inference.infer_shapes_path(str(optimized), str(typed))
-    model = onnx.load(typed)
+    model = _typed(optimized)
     if _opset(model) < _PER_CHANNEL_OPSET:
         model = onnx.version_converter.convert_version(model, _PER_CHANNEL_OPSET)
+    drop_types_of_weights(model)
     _name_nodes(model)
     _separate_shared_gemm_weights(model)
     _drop_unused_opsets(model)
@@ -83,9 +80,20 @@ def data_file(graph: Path) -> Path:
 
 def save_graph(model: onnx.ModelProto, path: Path) -> None:
     """Write a graph, with its weights in ``<name>.data`` beside it when one file cannot hold them."""
-    if model.ByteSize() > SINGLE_FILE_BYTES:
+    if model.ByteSize() > MAX_EMBEDDED_BYTES:
         convert_model_to_external_data(model, all_tensors_to_one_file=True, location=data_file(path).name)
     onnx.save(model, path)
+
+
+def _typed(graph: Path) -> onnx.ModelProto:
+    """Load a graph and infer the types of its values."""
+    model = onnx.load(graph)
+    if model.ByteSize() <= MAX_EMBEDDED_BYTES:
+        return onnx.shape_inference.infer_shapes(model)
+    # What is beyond protobuf's limit has to go through a file.
+    typed = graph.with_name("typed.onnx")
+    onnx.shape_inference.infer_shapes_path(str(graph), str(typed))
+    return onnx.load(typed)
 
 
 def _require_float(graph: Path) -> None:

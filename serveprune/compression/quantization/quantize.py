@@ -13,6 +13,7 @@ from onnxruntime.quantization import QDQQuantizer, QuantType, quantize_dynamic
 
 from serveprune.compression.passes import PassContext, PassReport
 from serveprune.compression.quantization.activation_ranges import ActivationRanges, bounded_ranges
+from serveprune.compression.quantization.float_answers import keep_answers_in_float, last_products
 from serveprune.compression.quantization.preparation import (
     data_file,
     prepare_for_quantization,
@@ -21,6 +22,8 @@ from serveprune.compression.quantization.preparation import (
 from serveprune.compression.quantization.scheme import Scheme, multiplications
 from serveprune.config.profile import QuantizeOptions
 from serveprune.errors import BuildFailed, InvalidArgument
+from serveprune.evaluation.rows_per_run import rows_per_run
+from serveprune.graph.tensor_types import fed_inputs, tensor_spec
 
 CALIBRATION_BATCH_SIZE = 8
 
@@ -36,6 +39,7 @@ _STATIC_OPERATORS = (
     *("Transpose", "Unsqueeze"),
 )
 _STATIC_WEIGHT_OPERATORS = frozenset({"Conv", "Gemm", "MatMul"})
+_WEIGHT_OPERATORS = _STATIC_WEIGHT_OPERATORS | {"Attention", "ConvTranspose", "Gather", "GRU", "LSTM", "RNN"}
 _INTEGER_OPERATORS = frozenset({"DynamicQuantizeLSTM", "DequantizeLinear", "MatMulInteger", "QAttention"})
 
 
@@ -70,7 +74,9 @@ class QuantizePass:
             findings |= _write_static(
                 prepared, model, output=output, ignored=ignored, reduce_range=reduce_range, context=context
             )
-        findings["integer_operators"] = _integer_operators(output, scheme)
+        written = onnx.load(output, load_external_data=False)
+        findings["integer_operators"] = _integer_operators(written, scheme)
+        findings["left_in_float"] = sorted({*findings.get("left_in_float", ()), *_nodes_with_float_weights(written)})
         context.progress(1.0)
         return PassReport(findings)
 
@@ -141,17 +147,20 @@ def _write_static(
         augmented=context.workspace / "augmented.onnx",
         threads=context.threads,
     )
-    batches, done = ceil(len(calibration) / CALIBRATION_BATCH_SIZE), 0
+    inputs = [tensor_spec(value) for value in fed_inputs(model.graph)]
+    batch_size = rows_per_run(inputs, wanted=CALIBRATION_BATCH_SIZE)
+    batches, done = ceil(len(calibration) / batch_size), 0
 
     def advance() -> None:
         nonlocal done
         done += 1
         context.progress(0.1 + 0.7 * min(1.0, done / max(1, batches)))
 
-    ranges = observer.observe((feeds for _, feeds in calibration.batches(CALIBRATION_BATCH_SIZE)), on_batch=advance)
+    ranges = observer.observe((feeds for _, feeds in calibration.batches(batch_size)), on_batch=advance)
     ranges, boundless = bounded_ranges(ranges)
     left = {node.name for node in model.graph.node if boundless.intersection((*node.input, *node.output))}
     left |= _products_of_activations(model)
+    last = last_products(model)
     # U8S8: with ONNX Runtime's default of signed activations, convolutions beside a residual stay in float.
     quantizer = QDQQuantizer(
         model,
@@ -161,11 +170,13 @@ def _write_static(
         activation_qType=QuantType.QUInt8,
         tensors_range=ranges,
         nodes_to_quantize=[],
-        nodes_to_exclude=sorted({*ignored, *left}),
+        nodes_to_exclude=sorted({*ignored, *left, *last.followers}),
         op_types_to_quantize=list(_STATIC_OPERATORS),
         extra_options={},
     )
-    save_graph(quantizer.quantize_model(), output)
+    quantized = quantizer.quantize_model()
+    keep_answers_in_float(quantized, last.products.difference(ignored, left))
+    save_graph(quantized, output)
     return {"calibration_samples": len(calibration), "left_in_float": sorted(left)}
 
 
@@ -175,10 +186,24 @@ def _products_of_activations(model: onnx.ModelProto) -> set[str]:
     return {node.name for node in model.graph.node if node.op_type == "MatMul" and node.input[1] not in weights}
 
 
-def _integer_operators(output: Path, scheme: Scheme) -> dict[str, int]:
+def _nodes_with_float_weights(written: onnx.ModelProto) -> set[str]:
+    """Return the nodes that still take a matrix, a table or filters of floats."""
+    weights = {
+        tensor.name
+        for tensor in written.graph.initializer
+        if len(tensor.dims) > 1 and tensor.data_type == onnx.TensorProto.FLOAT
+    }
+    return {
+        node.name
+        for node in written.graph.node
+        if node.op_type in _WEIGHT_OPERATORS and weights.intersection(node.input)
+    }
+
+
+def _integer_operators(written: onnx.ModelProto, scheme: Scheme) -> dict[str, int]:
     """Count the operators of the written graph that come from quantizing; refuse a graph without any."""
-    written = Counter(node.op_type for node in onnx.load(output, load_external_data=False).graph.node)
-    found = {name: count for name, count in sorted(written.items()) if name in _INTEGER_OPERATORS}
+    counted = Counter(node.op_type for node in written.graph.node)
+    found = {name: count for name, count in sorted(counted.items()) if name in _INTEGER_OPERATORS}
     if not found:
         kinds = _DYNAMIC_OPERATORS if scheme == "dynamic" else sorted(_STATIC_WEIGHT_OPERATORS)
         raise BuildFailed(

@@ -1,6 +1,6 @@
 """Which way of quantizing fits a graph, judged by where its multiplications are."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from math import prod
 from typing import Literal
@@ -11,6 +11,9 @@ Scheme = Literal["dynamic", "static"]
 
 _ASSUMED_SIZE = 64
 """Stands in for a dynamic axis other than batch: the tokens of a text, the side of a feature map."""
+
+_VALUES_NEEDED = 1024
+"""More elements than the shape, pads or axes that an operator takes."""
 
 _CONVOLUTIONS = frozenset({"Conv", "ConvTranspose"})
 _RECURRENT = frozenset({"LSTM", "GRU", "RNN"})
@@ -38,8 +41,11 @@ class Multiplications:
 
 
 def multiplications(model: onnx.ModelProto) -> Multiplications:
-    """Count multiplications by constant weights, for a batch of one and 64 for other dynamic axes."""
-    weights = {tensor.name: tuple(tensor.dims) for tensor in model.graph.initializer}
+    """Count multiplications by constant weights, for a batch of one and 64 for other dynamic axes.
+
+    Of weights only the shapes are looked at, so a graph read without its external data will do.
+    """
+    weights = {tensor.name: tuple(tensor.dims) for tensor in _constants(model)}
     shapes = _shapes(model)
     counts = {"convolution": 0, "matrix": 0, "recurrent": 0}
     for node in model.graph.node:
@@ -58,17 +64,36 @@ def multiplications(model: onnx.ModelProto) -> Multiplications:
     return Multiplications(**counts)
 
 
+def _constants(model: onnx.ModelProto) -> Iterator[onnx.TensorProto]:
+    """Yield initializers, and the values of Constant nodes under the names of their outputs."""
+    yield from model.graph.initializer
+    for node in model.graph.node:
+        for attribute in node.attribute if node.op_type == "Constant" else ():
+            if attribute.HasField("t"):
+                yield onnx.TensorProto(name=node.output[0], dims=attribute.t.dims)
+
+
+def _without_large_weights(model: onnx.ModelProto) -> onnx.ModelProto:
+    """Copy a graph with no more of large weights than their shapes; inference may need the values of small ones."""
+    copy = onnx.ModelProto(ir_version=model.ir_version, opset_import=model.opset_import, functions=model.functions)
+    graph = model.graph
+    copy.graph.MergeFrom(onnx.GraphProto(name=graph.name, node=graph.node, input=graph.input, output=graph.output))
+    for tensor in graph.initializer:
+        is_large = prod(tensor.dims) > _VALUES_NEEDED
+        bare = onnx.TensorProto(name=tensor.name, dims=tensor.dims, data_type=tensor.data_type)
+        copy.graph.initializer.append(bare if is_large else tensor)
+    return copy
+
+
 def _shapes(model: onnx.ModelProto) -> Mapping[str, Sequence[int]]:
     """Infer all shapes with the dynamic axes of the inputs fixed."""
-    sized = onnx.ModelProto()
-    sized.CopyFrom(model)
+    sized = _without_large_weights(model)
     constants = {tensor.name for tensor in sized.graph.initializer}
     for value in sized.graph.input:
         if value.name not in constants:
             for axis, size in enumerate(value.type.tensor_type.shape.dim):
                 if not size.HasField("dim_value"):
                     size.dim_value = 1 if axis == 0 else _ASSUMED_SIZE
-    del sized.graph.value_info[:]
     for value in sized.graph.output:
         value.type.tensor_type.ClearField("shape")
     inferred = onnx.shape_inference.infer_shapes(sized, data_prop=True).graph

@@ -17,6 +17,9 @@ GRAVITON = "processor\t: 0\nFeatures\t: fp asimd asimddp i8mm crc32\n"
 def test_environment_names_installed_versions() -> None:
     found = environment()
     assert found["onnxruntime"] == onnxruntime.__version__
+    # Samples go through these before a graph sees them, and weights are read with the last.
+    assert found["numpy"] == np.__version__
+    assert set(found) >= {"pillow", "tokenizers", "safetensors"}
     assert found["serveprune"] == __version__
 
 

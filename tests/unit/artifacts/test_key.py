@@ -14,6 +14,8 @@ from onnx import TensorProto, helper, numpy_helper
 from onnx.external_data_helper import set_external_data
 from unit.artifacts.artifact_factory import digest
 
+from serveprune.artifacts import key
+from serveprune.artifacts.code_content import imported_files
 from serveprune.artifacts.key import artifact_key, dense_key, source_recipe, tier_recipe
 from serveprune.artifacts.manifest import FileRecord
 from serveprune.config.model import ModelConfig, TextPreprocessing
@@ -135,6 +137,18 @@ def test_tier_recipe_changes_when_a_pass_is_revised(tmp_path: Path, monkeypatch:
     before = tier_recipe(DENSE, model, INT8, threads=1)
     monkeypatch.setattr(type(INT8.passes[0].options), "revision", 99)
     assert tier_recipe(DENSE, model, INT8, threads=1) != before
+
+
+def test_tier_recipe_changes_when_the_task_or_the_way_of_measuring_does(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = _text_project(tmp_path)
+    recipe = tier_recipe(DENSE, model, INT8, threads=1)
+    told = _changed(model, task="classification")
+    assert tier_recipe(DENSE, told, INT8, threads=1) != recipe
+    assert source_recipe(told) == source_recipe(model)
+    monkeypatch.setattr(key, "MEASUREMENT_REVISION", key.MEASUREMENT_REVISION + 1)
+    assert tier_recipe(DENSE, model, INT8, threads=1) != recipe
 
 
 def test_recipes_are_the_same_when_gate_version_tiers_or_defaults_are_written_out(tmp_path: Path) -> None:
@@ -266,6 +280,36 @@ def test_source_recipe_follows_a_factorys_code_without_running_it(
     _write(tmp_path / "zoo_b.py", b"pass")
     assert source_recipe(single) != before
     assert not {"zoo_a", "zoo_b"} & set(sys.modules)
+
+
+def test_source_recipe_follows_what_a_factorys_module_imports(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    _write(
+        tmp_path / "zoo_d.py",
+        b"import torch, json\nfrom zoo_layers.blocks import make\ndef build():\n    import zoo_late\n",
+    )
+    _write(tmp_path / "zoo_layers" / "__init__.py")
+    _write(tmp_path / "zoo_layers" / "blocks.py", b"from . import norms\nfrom .deep.er import x\nimport zoo_d\n")
+    _write(tmp_path / "zoo_layers" / "norms.py")
+    _write(tmp_path / "zoo_layers" / "deep" / "er.py", b"from ..activations import relu\n")
+    _write(tmp_path / "zoo_layers" / "activations.py", b"raise SystemExit('this module was imported')\n")
+    _write(tmp_path / "zoo_layers" / "unused.py")
+    _write(tmp_path / "zoo_late.py", b"not python at all (")
+    monkeypatch.chdir(tmp_path)
+    model = _torch_model("zoo_d:build")
+    recipes = [source_recipe(model)]
+    for name in ("__init__", "blocks", "norms", "deep/er", "activations", "../zoo_late", "../zoo_d"):
+        file = tmp_path / "zoo_layers" / f"{name}.py"
+        file.write_bytes(file.read_bytes() + b"\n# changed")
+        recipes.append(source_recipe(model))
+    assert len(set(recipes)) == 8
+    _write(tmp_path / "zoo_layers" / "unused.py", b"changed")
+    assert source_recipe(model) == recipes[-1]
+    # The standard library and what is installed are named by their versions.
+    assert set(imported_files("zoo_d")) == {
+        "zoo_d",
+        "zoo_late",
+        *(f"zoo_layers{name}" for name in ("", ".blocks", ".norms", ".deep.er", ".activations")),
+    }
 
 
 def test_source_recipe_is_the_same_when_a_factorys_project_moves(

@@ -12,8 +12,8 @@ from serveprune.oip.tensor import TensorSpec
 INPUTS = (TensorSpec("x", Datatype.FP32, (-1, 3)),)
 
 
-def dataset(path: Path, count: int) -> DatasetConfig:
-    np.savez(path, x=np.arange(3 * count, dtype=np.float32).reshape(count, 3))
+def dataset(path: Path, count: int, *, first: int = 0) -> DatasetConfig:
+    np.savez(path, x=first + np.arange(3 * count, dtype=np.float32).reshape(count, 3))
     return DatasetConfig(file=path, samples=None)
 
 
@@ -22,7 +22,7 @@ def model(calibration: DatasetConfig | None = None, evaluation: DatasetConfig | 
 
 
 def test_samples_come_from_both_files_when_both_are_set(tmp_path: Path) -> None:
-    described = model(dataset(tmp_path / "learn.npz", 8), dataset(tmp_path / "judge.npz", 5))
+    described = model(dataset(tmp_path / "learn.npz", 8), dataset(tmp_path / "judge.npz", 5, first=100))
     samples = load_samples(described, inputs=INPUTS, preprocessor=None)
     assert samples.calibration is not None
     assert (len(samples.calibration), len(samples.evaluation)) == (8, 5)
@@ -50,7 +50,7 @@ def test_loading_names_the_keys_when_there_are_no_samples() -> None:
 
 
 def test_loading_fails_when_nothing_can_be_held_out(tmp_path: Path) -> None:
-    with pytest.raises(InvalidArgument, match="at least 2 samples"):
+    with pytest.raises(InvalidArgument, match="at least 2 different samples"):
         load_samples(model(dataset(tmp_path / "learn.npz", 1)), inputs=INPUTS, preprocessor=None)
 
 
@@ -59,3 +59,40 @@ def test_loading_reports_arrays_that_do_not_fit_the_graph(tmp_path: Path) -> Non
     described = model(DatasetConfig(file=tmp_path / "learn.npz", samples=None))
     with pytest.raises(ConfigError, match=r"learn\.npz"):
         load_samples(described, inputs=INPUTS, preprocessor=None)
+
+
+def values(path: Path, *numbers: int) -> DatasetConfig:
+    np.savez(path, x=np.repeat(np.array(numbers, dtype=np.float32)[:, None], 3, axis=1))
+    return DatasetConfig(file=path, samples=None)
+
+
+def test_samples_that_are_judged_on_are_not_learnt_from(tmp_path: Path) -> None:
+    described = model(values(tmp_path / "learn.npz", 1, 2, 3, 3), values(tmp_path / "judge.npz", 3, 4))
+    samples = load_samples(described, inputs=INPUTS, preprocessor=None)
+    assert samples.calibration is not None
+    assert [int(sample["x"][0]) for sample in samples.calibration.samples] == [1, 2]
+    assert len(samples.evaluation) == 2
+    assert samples.evaluation_set == (
+        "judge.npz (2 of the 4 samples of learn.npz are in it too, and were not learnt from)"
+    )
+
+
+def test_loading_refuses_a_calibration_set_that_is_the_evaluation_set(tmp_path: Path) -> None:
+    described = model(values(tmp_path / "learn.npz", 1, 2), values(tmp_path / "judge.npz", 2, 1, 3))
+    with pytest.raises(InvalidArgument, match=r"all 2 of learn\.npz are also in judge\.npz"):
+        load_samples(described, inputs=INPUTS, preprocessor=None)
+
+
+def test_equal_samples_are_held_out_together(tmp_path: Path) -> None:
+    described = model(values(tmp_path / "learn.npz", *(number // 5 for number in range(40))))
+    samples = load_samples(described, inputs=INPUTS, preprocessor=None)
+    assert samples.calibration is not None
+    learnt = {int(sample["x"][0]) for sample in samples.calibration.samples}
+    judged = {int(sample["x"][0]) for sample in samples.evaluation.samples}
+    assert (len(learnt), len(judged)) == (6, 2)
+    assert not learnt & judged
+
+
+def test_loading_fails_when_all_samples_are_one(tmp_path: Path) -> None:
+    with pytest.raises(InvalidArgument, match=r"at least 2 different samples.*got 1"):
+        load_samples(model(values(tmp_path / "learn.npz", 7, 7, 7, 7)), inputs=INPUTS, preprocessor=None)

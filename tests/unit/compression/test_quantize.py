@@ -25,6 +25,7 @@ from serveprune.compression.quantization.quantize import needs_reduced_range
 from serveprune.config.profile import QuantizeOptions
 from serveprune.errors import BuildFailed, InvalidArgument
 from serveprune.evaluation.dataset import Dataset
+from serveprune.graph.footprint import graph_record
 from serveprune.oip.tensor import Array
 
 Quantize = Callable[..., PassReport]
@@ -271,7 +272,7 @@ def test_quantize_changes_neither_inputs_nor_outputs(quantize: Quantize, tmp_pat
 def test_quantize_keeps_weights_beside_the_graph_when_one_file_cannot_hold_them(
     quantize: Quantize, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, scheme: str
 ) -> None:
-    monkeypatch.setattr(preparation, "SINGLE_FILE_BYTES", 10_000)
+    monkeypatch.setattr(preparation, "MAX_EMBEDDED_BYTES", 10_000)
     graph = convolutional_graph(tmp_path / "model.onnx")
     quantize(graph, scheme=scheme, calibration=image_dataset(8))
     data = tmp_path / "quantized.onnx.data"
@@ -282,3 +283,86 @@ def test_quantize_keeps_weights_beside_the_graph_when_one_file_cannot_hold_them(
     moved = (tmp_path / "quantized.onnx").rename(folder / "quantized.onnx")
     held_out = images(4, seed=9)
     assert sqnr_db(run(graph, image=held_out), run(moved, image=held_out)) > 20
+
+
+@pytest.mark.parametrize("batched_product", [False, True])
+def test_quantize_gives_answers_of_full_resolution_when_static(
+    quantize: Quantize, tmp_path: Path, batched_product: bool
+) -> None:
+    graph = convolutional_graph(tmp_path / "model.onnx")
+    if batched_product:
+        model = onnx.load(graph)
+        head = model.graph.node.pop()
+        weight = next(tensor for tensor in model.graph.initializer if tensor.name == "head.weight")
+        weight.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(weight).T.copy(), weight.name))
+        model.graph.node.extend(
+            [
+                helper.make_node("MatMul", head.input[:2], ["product"], name="head"),
+                helper.make_node("Add", ["product", head.input[2]], ["biased"], name="bias"),
+                helper.make_node("Softmax", ["biased"], ["logits"], name="softmax"),
+            ]
+        )
+        onnx.save(model, graph)
+    quantize(graph, calibration=image_dataset(16))
+    quantized = tmp_path / "quantized.onnx"
+    answers = run(quantized, image=images(100, seed=3))
+    # 1,000 numbers; 8 bits would give 256 different ones at most.
+    assert len(np.unique(answers)) > 900
+    # The product itself is still one of integers.
+    fused = fused_operators(quantized)
+    assert fused["QGemm"] + fused["MatMulIntegerToFloat"] == 1
+    assert fused["Gemm"] + fused["MatMul"] == 0
+    stored = onnx.load(quantized).graph
+    used = {name for node in stored.node for name in node.input}
+    assert {tensor.name for tensor in stored.initializer} <= used
+
+
+def fixed_at_one(path: Path) -> Path:
+    model = onnx.load(path)
+    for value in (*model.graph.input, *model.graph.output):
+        value.type.tensor_type.shape.dim[0].dim_value = 1
+    onnx.save(model, path)
+    return path
+
+
+def test_quantize_calibrates_row_by_row_when_the_batch_axis_is_fixed(quantize: Quantize, tmp_path: Path) -> None:
+    graph = fixed_at_one(convolutional_graph(tmp_path / "model.onnx"))
+    assert quantize(graph, calibration=image_dataset(12)).findings["calibration_samples"] == 12
+    one = images(1, seed=9)
+    assert sqnr_db(run(graph, image=one), run(tmp_path / "quantized.onnx", image=one)) > 20
+
+
+def test_quantize_names_the_input_when_the_graph_cannot_compute_a_batch(quantize: Quantize, tmp_path: Path) -> None:
+    # The declared shape is wider than what the graph takes.
+    weights: dict[str, Array] = {"w": np.ones((4, 3, 3, 3), np.float32)}
+    graph = save(
+        tmp_path / "model.onnx",
+        [helper.make_node("Conv", ["image", "w"], ["y"], name="conv")],
+        weights,
+        inputs={"image": (TensorProto.FLOAT, ["batch", "channels", 16, 16])},
+        outputs={"y": ["batch", 4, 14, 14]},
+    )
+    samples = Dataset(tuple({"image": np.ones((5, 16, 16), np.float32)} for _ in range(2)))
+    with pytest.raises(BuildFailed, match=r"calibration batch of image \[2, 5, 16, 16\]"):
+        quantize(graph, calibration=samples)
+
+
+def test_quantize_keeps_the_number_of_parameters_and_names_what_is_left_in_float(
+    quantize: Quantize, tmp_path: Path
+) -> None:
+    graph = embedding_graph(tmp_path / "model.onnx")
+    report = quantize(graph, ignore=("mlp/down",))
+    assert report.findings["left_in_float"] == ["mlp/down"]
+    # Scales and zero points describe weights and are none.
+    assert graph_record(tmp_path / "quantized.onnx").parameters == graph_record(graph).parameters == 161_024
+
+
+def test_quantize_names_convolutions_that_dynamic_scales_leave_in_float(quantize: Quantize, tmp_path: Path) -> None:
+    report = quantize(convolutional_graph(tmp_path / "model.onnx"), scheme="dynamic")
+    assert report.findings["left_in_float"] == ["block/conv", "stem/conv"]
+
+
+def test_quantize_leaves_nothing_but_weights_in_the_count_when_static(quantize: Quantize, tmp_path: Path) -> None:
+    quantize(convolutional_graph(tmp_path / "model.onnx"), calibration=image_dataset(8))
+    # 3x32x9 and 32x32x9 with biases, 10x32 with bias: normalization is folded.
+    assert graph_record(tmp_path / "quantized.onnx").parameters == 27 * 32 + 32 + 288 * 32 + 32 + 320 + 10

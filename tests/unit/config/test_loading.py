@@ -14,9 +14,10 @@ MODEL = "models: {m: {source: {onnx: model.onnx}}}\n"
 NAME_RULE = "a name of at most 128 letters, digits, `.`, `_` and `-` that begins with a letter, a digit or `_`"
 SOURCE_RULE = "a mapping with exactly one of the keys onnx, huggingface, torch, pt2"
 ROOT_KEYS = "store, server, builds, profiles, models, deployments"
-MODEL_KEYS = "source, version, preprocessing, calibration, evaluation, tiers, max_batch_size"
+MODEL_KEYS = "source, task, version, preprocessing, calibration, evaluation, tiers, max_batch_size"
 SERVER_KEYS = (
-    "http, grpc, metrics, executors, threads_per_executor, grpc_workers, max_request_bytes, max_queued_requests, "
+    "http, grpc, metrics, executors, threads_per_executor, grpc_workers, max_request_bytes, max_buffered_bytes, "
+    "max_request_rows, max_queued_requests, "
     "request_timeout_seconds, body_timeout_seconds, drain_seconds"
 )
 
@@ -117,7 +118,7 @@ CASES = {
     ),
     "unknown pass": (
         quantize("{quantise: {}}"),
-        ":4: profiles.p.passes[0].quantise: unknown key; did you mean `quantize`? known keys: quantize",
+        ":4: profiles.p.passes[0].quantise: unknown key; did you mean `quantize`? known keys: prune, quantize",
     ),
     "missing models": (
         "store: {}\n",
@@ -260,7 +261,7 @@ CASES = {
     ),
     "empty pass": (
         quantize("{}"),
-        ":4: profiles.p.passes[0]: expected exactly one pass per list entry, one of quantize, got none",
+        ":4: profiles.p.passes[0]: expected exactly one pass per list entry, one of prune, quantize, got none",
     ),
     # Fields that must fit each other
     "pooling for a classifier": (
@@ -535,10 +536,10 @@ deployments:
     assert config.deployment("graph").default_tier == "dense"
 
 
-def test_load_config_prepends_dense_when_the_tiers_do_not_name_it(load: Load) -> None:
+def test_load_config_puts_dense_first_wherever_the_tiers_name_it(load: Load) -> None:
     profiles = "profiles: {int8: {passes: [{quantize: {}}]}}\n"
     assert load(model("tiers: [int8]") + profiles).models["m"].tiers == ("dense", "int8")
-    assert load(model("tiers: [int8, dense]") + profiles).models["m"].tiers == ("int8", "dense")
+    assert load(model("tiers: [int8, dense]") + profiles).models["m"].tiers == ("dense", "int8")
 
 
 def test_load_config_places_the_default_store_beside_the_file(load: Load, folder: Path) -> None:

@@ -67,19 +67,74 @@ def test_embedding_is_scored_by_cosine_neighbours_and_pairs(load: Load) -> None:
     assert result.quality["pearson"] == 0.0
 
 
-def test_generic_output_is_scored_as_one_vector(load: Load) -> None:
-    dataset = vectors(ROWS)
-
+def test_generic_output_is_scored_as_one_vector_about_the_mean(load: Load) -> None:
     result = compared(
-        load(linear(IDENTITY, output="y")),
-        load(linear(np.diag([1, 1, 1, 0]), output="y")),
-        dataset,
-        Task.GENERIC,
+        load(linear(IDENTITY, output="y")), load(linear(np.diag([1, 1, 1, 0]), output="y")), vectors(ROWS), Task.GENERIC
     )
 
-    kept = (ROWS[:, :3] ** 2).sum()
-    assert result.quality["cosine"] == pytest.approx(np.sqrt(kept / (ROWS**2).sum()))
+    dense, tier = (ROWS * kept - ROWS.mean(axis=0) for kept in (1, [1, 1, 1, 0]))
+    assert result.quality["cosine"] == pytest.approx(
+        (dense * tier).sum() / np.linalg.norm(dense) / np.linalg.norm(tier)
+    )
+    # Row 3 has its highest score where the tier gives nothing.
+    assert result.quality["top1_agreement"] == pytest.approx(4 / 5)
     assert result.quality["sqnr_db"] == pytest.approx(10 * np.log10(150 / (ROWS[:, 3] ** 2).sum()), abs=1e-5)
+    assert result.dense_quality == {}
+
+
+def test_generic_quality_shows_disagreement_when_all_scores_share_an_offset(load: Load) -> None:
+    # What 1,000 classes of a softmax-trained head look like: around -8, and half of the answers change.
+    rows = RANDOM.standard_normal((300, 4)) - 8
+    mixing = np.eye(4) + 0.1 * RANDOM.standard_normal((4, 4))
+
+    result = compared(load(linear(IDENTITY, output="y")), load(linear(mixing, output="y")), vectors(rows), Task.GENERIC)
+
+    answers = rows.astype(np.float32) @ mixing
+    plain = (rows * answers).sum() / np.linalg.norm(rows) / np.linalg.norm(answers)
+    assert plain > 0.97
+    assert result.quality["cosine"] < 0.9
+    assert result.quality["top1_agreement"] == pytest.approx((rows.argmax(axis=1) == answers.argmax(axis=1)).mean())
+
+
+def test_generic_quality_leaves_the_highest_score_out_when_somebody_said_what_the_answers_are(load: Load) -> None:
+    session = load(linear(IDENTITY, output="y"))
+
+    result = compare(
+        session,
+        session,
+        vectors(ROWS),
+        task=Task.GENERIC,
+        task_is_told=True,
+        batch_size=3,
+        on_progress=lambda fraction: None,
+    )
+
+    assert set(result.quality) == {"cosine", "sqnr_db"}
+
+
+@pytest.mark.parametrize("name", ["logits", "embedding"])
+def test_comparison_is_generic_when_the_width_differs_from_batch_to_batch(name: str, load: Load) -> None:
+    # A score for each token, as of a span extractor.
+    table = RANDOM.standard_normal((10, 1)).astype(np.float32)
+    session = load(
+        graph(
+            [node("Gather", "table input_ids", "tokens"), node("Squeeze", "tokens last", name)],
+            inputs={"input_ids": ("batch", "sequence")},
+            outputs={name: ("batch", "sequence")},
+            weights={"table": table, "last": np.array([2])},
+            input_type=7,
+        )
+    )
+    dataset = Dataset(
+        tuple({"input_ids": np.arange(length) % 9} for length in range(2, 9)),
+        labels=np.zeros(7, dtype=np.int64),
+        padding={"input_ids": 9},
+    )
+
+    result = compared(session, session, dataset, Task.CLASSIFICATION if name == "logits" else Task.EMBEDDING)
+
+    assert result.task is Task.GENERIC
+    assert result.quality == {"cosine": 1.0, "top1_agreement": 1.0, "sqnr_db": SQNR_CAP_DB}
     assert result.dense_quality == {}
 
 
@@ -106,9 +161,12 @@ def test_worst_output_counts_when_there_are_several(load: Load) -> None:
         )
 
     dataset = vectors(ROWS)
+    dense, tier = ROWS - ROWS.mean(axis=0), -ROWS - ROWS.mean(axis=0)
+    about_the_mean = (dense * tier).sum() / np.linalg.norm(dense) / np.linalg.norm(tier)
     for task, metric in ((Task.CLASSIFICATION, "top1_agreement"), (Task.EMBEDDING, "cosine"), (Task.GENERIC, "cosine")):
         result = compared(two(IDENTITY), two(-IDENTITY), dataset, task)
-        assert result.quality[metric] == {"top1_agreement": 0.0, "cosine": -1.0}[metric]
+        worst = {Task.CLASSIFICATION: 0.0, Task.EMBEDDING: -1.0, Task.GENERIC: about_the_mean}[task]
+        assert result.quality[metric] == pytest.approx(worst)
         assert result.quality["sqnr_db"] == pytest.approx(-20 * np.log10(2))
 
 
@@ -142,7 +200,7 @@ def test_answers_to_padding_do_not_count(load: Load) -> None:
                 "sqnr_db": -SQNR_CAP_DB,
             },
         ),
-        (Task.GENERIC, {"cosine": -1.0, "sqnr_db": -SQNR_CAP_DB}),
+        (Task.GENERIC, {"cosine": -1.0, "top1_agreement": 0.0, "sqnr_db": -SQNR_CAP_DB}),
     ],
 )
 def test_every_metric_is_at_its_worst_when_one_answer_is_nan(task: Task, worst: dict[str, float], load: Load) -> None:

@@ -93,8 +93,17 @@ def test_split_leaves_no_part_empty(fraction: float) -> None:
     assert min(map(len, labelled(10).split(fraction))) == 1
 
 
+def test_split_puts_equal_samples_into_one_part() -> None:
+    twice = Dataset(tuple({"x": np.array([index % 10])} for index in range(20)))
+
+    first, second = twice.split(0.5)
+
+    assert (len(set(values(first))), len(set(values(second)))) == (5, 5)
+    assert not set(values(first)) & set(values(second))
+
+
 def test_split_is_refused_when_there_is_one_sample() -> None:
-    with pytest.raises(ConfigError, match="at least 2 samples to split, got 1"):
+    with pytest.raises(ConfigError, match="at least 2 different samples to split, got 1"):
         pictures((1,)).split(0.5)
 
 

@@ -1,5 +1,6 @@
 import json
 import pickle
+import tracemalloc
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,7 @@ from PIL import Image
 from tokenizers import Tokenizer, models, pre_tokenizers
 
 from serveprune.config.model import DatasetConfig, ImagePreprocessing, TextPreprocessing
-from serveprune.errors import ConfigError
+from serveprune.errors import ConfigError, FailedPrecondition
 from serveprune.evaluation.dataset import Dataset, load_dataset
 from serveprune.oip.datatype import Datatype
 from serveprune.oip.tensor import TensorSpec
@@ -213,6 +214,62 @@ def test_jsonl_images_are_read_beside_the_file(tmp_path: Path, image: Preprocess
 
     np.testing.assert_array_equal(dataset.samples[0]["pixels"], np.ones((1, 2, 2)))
     assert dataset.labels is None
+
+
+def test_pictures_take_no_memory_until_they_are_asked_for(tmp_path: Path) -> None:
+    pixels = TensorSpec("pixels", Datatype.FP32, (-1, 3, 128, 128))
+    preprocessor = load_preprocessor(ImagePreprocessing(size=128), folder=tmp_path, inputs=(pixels,))
+    Image.new("RGB", (8, 8)).save(tmp_path / "boot.png")
+    path = jsonl(tmp_path, *[{"image": "boot.png"}] * 200)
+
+    tracemalloc.start()
+    try:
+        dataset = load(path, pixels, preprocessor=preprocessor)
+        rows = sum(len(feeds["pixels"]) for _, feeds in dataset.head(190).batches(10))
+        _, peak_bytes = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+
+    assert rows == 190
+    # All of them would take 200 * 3 * 128 * 128 * 4 bytes, 39 million.
+    assert peak_bytes < 12_000_000
+
+
+def test_pictures_beyond_the_bound_only_have_to_exist(tmp_path: Path, image: Preprocessor) -> None:
+    Image.new("L", (2, 2)).save(tmp_path / "boot.png")
+    (tmp_path / "broken.png").write_bytes(b"no picture")
+    path = jsonl(tmp_path, {"image": "boot.png"}, {"image": "broken.png"}, {"image": "gone.png"})
+    config = DatasetConfig(file=path, samples=None)
+
+    with pytest.raises(ConfigError) as raised:
+        load_dataset(config, inputs=(PIXELS,), preprocessor=image, pictures_decoded=1)
+
+    (problem,) = raised.value.problems
+    assert problem.startswith(f"{path}:3: key 'image': expected a file at ")
+    assert [line.split(":")[1] for line in problems(path, PIXELS, preprocessor=image)] == ["2", "3"]
+
+
+@pytest.mark.parametrize("name", ["/etc/passwd", "../outside.png", "link.png", ".", "a\0b"])
+def test_pictures_are_refused_when_they_are_no_files_below_the_sets_folder(
+    tmp_path: Path, image: Preprocessor, name: str
+) -> None:
+    Image.new("L", (2, 2)).save(tmp_path / "outside.png")
+    folder = tmp_path / "set"
+    folder.mkdir()
+    (folder / "link.png").symlink_to(tmp_path / "outside.png")
+
+    (problem,) = problems(jsonl(folder, {"image": name}), PIXELS, preprocessor=image)
+
+    assert ":1: key 'image': expected a file" in problem
+
+
+def test_picture_that_vanished_is_named(tmp_path: Path, image: Preprocessor) -> None:
+    Image.new("L", (2, 2)).save(tmp_path / "boot.png")
+    dataset = load(jsonl(tmp_path, {"image": "boot.png"}), PIXELS, preprocessor=image)
+    (tmp_path / "boot.png").unlink()
+
+    with pytest.raises(FailedPrecondition, match=r"boot\.png could be read before"):
+        next(dataset.batches(1))
 
 
 def test_jsonl_inputs_may_stand_beside_a_text(tmp_path: Path, text: Preprocessor) -> None:

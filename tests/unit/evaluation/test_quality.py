@@ -12,7 +12,6 @@ from serveprune.evaluation.quality import (
     pearson,
     row_cosines,
     spearman,
-    sqnr_db,
     top1_agreement,
 )
 from serveprune.oip.tensor import Array
@@ -78,6 +77,43 @@ def test_nearest_neighbour_agreement_ignores_the_length_of_vectors() -> None:
 def test_any_of_several_equally_near_neighbours_counts() -> None:
     # In dense, samples 1 and 2 are equal, so both are nearest to 0; tier prefers 2.
     assert nearest_neighbour_agreement(at_degrees(0, 10, 10), at_degrees(0, 10.5, 9.5)) == 1.0
+
+
+def sqnr_db(dense: Array, tier: Array) -> float:
+    energies = SignalEnergies()
+    energies.add(dense, tier)
+    return energies.sqnr_db
+
+
+def centred_cosine(dense: Array, tier: Array) -> float:
+    energies = SignalEnergies(width=dense.shape[1])
+    for part in range(0, len(dense), 3):
+        energies.add(dense[part : part + 3], tier[part : part + 3])
+    return energies.centred_cosine
+
+
+def test_centred_cosine_is_that_of_what_varies() -> None:
+    randomness = np.random.default_rng(4)
+    offset = np.array([1000.0, -8.0, 0.0])
+    dense, noise = randomness.standard_normal((2, 50, 3))
+    first, second = dense - dense.mean(axis=0), dense + noise - dense.mean(axis=0)
+    expected = (first * second).sum() / np.linalg.norm(first) / np.linalg.norm(second)
+
+    assert 0.5 < expected < 0.9
+    assert centred_cosine(dense + offset, dense + noise + offset) == pytest.approx(expected, abs=1e-9)
+    # A shift of the tier alone is an error like any other.
+    assert centred_cosine(dense, dense + 1) < 0.8
+
+
+def test_centred_cosine_is_nothing_when_the_tier_answers_the_mean_whatever_it_is_asked() -> None:
+    dense = np.array([[9.0, 1.0], [11.0, 3.0]])
+
+    assert centred_cosine(dense, np.broadcast_to(dense.mean(axis=0), dense.shape)) == pytest.approx(0)
+
+
+def test_centred_cosine_is_the_plain_one_when_dense_does_not_vary() -> None:
+    assert centred_cosine(np.array([[3.0, 4.0]]), np.array([[3.0, 0.0]])) == pytest.approx(0.6)
+    assert centred_cosine(np.array([[3.0, 4.0]] * 5), np.array([[3.0, 0.0]] * 5)) == pytest.approx(0.6)
 
 
 def test_sqnr_is_ten_times_the_logarithm_of_the_energy_ratio() -> None:

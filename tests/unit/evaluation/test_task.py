@@ -57,3 +57,11 @@ def test_integers_are_scored_only_when_nothing_is_a_float() -> None:
 
     assert scored_outputs(Task.GENERIC, [labels, scores, names]) == (scores,)
     assert scored_outputs(Task.GENERIC, [labels, names]) == (labels,)
+
+
+@pytest.mark.parametrize("told", list(Task))
+@pytest.mark.parametrize("source", [ONNX, FEATURES, TEXTS])
+def test_task_is_what_the_config_says_when_it_says_so(source: Any, told: Task) -> None:
+    model = ModelConfig.model_validate({"source": source, "task": str(told)})
+
+    assert infer_task(model, [output("logits", 10)], labelled=True) is told

@@ -28,6 +28,17 @@ class Convolutional(nn.Module):
         return self.head(features), features
 
 
+class Perceptron(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.hidden = nn.Linear(24, 48)
+        self.head = nn.Linear(48, 5)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        logits: torch.Tensor = self.head(torch.tanh(self.hidden(x)))
+        return logits
+
+
 class OnlyFive(nn.Module):
     """Takes sequences of 5 only, whatever its declaration says."""
 
@@ -59,6 +70,15 @@ def convolutional() -> nn.Module:
     statistics = {"running_mean": torch.rand(8), "running_var": torch.rand(8) + 0.5}
     network.norm.load_state_dict(network.norm.state_dict() | statistics)
     return network
+
+
+def perceptron() -> nn.Module:
+    torch.manual_seed(0)
+    return Perceptron()
+
+
+def unseeded() -> nn.Module:
+    return Perceptron()
 
 
 def only_five() -> nn.Module:

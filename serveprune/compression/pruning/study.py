@@ -1,0 +1,153 @@
+"""What is known of a model's groups before any target: who goes first, and what it does to the answers."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import onnx_ir as ir
+
+from serveprune.artifacts.digest import sha256_json
+from serveprune.compression.pruning.consumers import consumers_of
+from serveprune.compression.pruning.dependency_graph import DependencyGraph, PruningGroup
+from serveprune.compression.pruning.importance import Importance, RemovalOrder
+from serveprune.compression.pruning.linear import Matrix
+from serveprune.compression.pruning.sensitivity import SensitivityProbe
+from serveprune.compression.pruning.statistics import collect_moments
+from serveprune.compression.pruning.surgery import masked_blocks
+from serveprune.evaluation.dataset import Dataset
+from serveprune.graph.onnx_file import write_graph
+from serveprune.oip.tensor import Array
+
+_SENSITIVITY_SAMPLES = 64
+
+
+@dataclass(frozen=True, slots=True)
+class GroupStudy:
+    """What one group can lose.
+
+    Attributes:
+        order: Units from the first to go to the last.
+        answer_errors: ``(width + 1,)`` share of the answers' energy that is lost after so many removals.
+    """
+
+    order: RemovalOrder
+    answer_errors: Matrix
+
+
+@dataclass(frozen=True, slots=True)
+class Study:
+    """What a model can lose.
+
+    Attributes:
+        groups: One entry per group, in the order they were given.
+        block_errors: Residual block -> share of the answers' energy that is lost without it.
+    """
+
+    groups: tuple[GroupStudy, ...]
+    block_errors: Mapping[str, float]
+
+
+class StudyCache:
+    """Studies on disk, so that every tier of a model shares one calibration."""
+
+    def __init__(self, folder: Path | None, *, recipe: Mapping[str, object]) -> None:
+        """Name the entry.
+
+        Args:
+            folder: Where entries are; ``None`` keeps none.
+            recipe: Everything the study depends on.
+        """
+        self._path = None if folder is None else folder / f"{sha256_json(dict(recipe))}.npz"
+
+    def read(self) -> Study | None:
+        """Return the study if it was kept."""
+        if self._path is None or not self._path.exists():
+            return None
+        with np.load(self._path, allow_pickle=False) as arrays:
+            groups = tuple(
+                GroupStudy(
+                    RemovalOrder(arrays[f"{index}.units"], arrays[f"{index}.errors"]), arrays[f"{index}.answer_errors"]
+                )
+                for index in range(int(arrays["groups"]))
+            )
+            names, errors = arrays["blocks"].tolist(), arrays["block_errors"].tolist()
+        return Study(groups, dict(zip(names, errors, strict=True)))
+
+    def write(self, study: Study) -> None:
+        """Keep a study, whole or not at all."""
+        if self._path is None:
+            return
+        self._path.parent.mkdir(parents=True, exist_ok=True)
+        arrays: dict[str, Array] = {
+            "groups": np.array(len(study.groups)),
+            "blocks": np.array(list(study.block_errors), dtype=np.str_),
+            "block_errors": np.array(list(study.block_errors.values()), dtype=np.float64),
+        }
+        for index, group in enumerate(study.groups):
+            arrays[f"{index}.units"] = group.order.units
+            arrays[f"{index}.errors"] = group.order.errors
+            arrays[f"{index}.answer_errors"] = group.answer_errors
+        draft = self._path.with_suffix(".draft.npz")
+        np.savez(draft, **arrays)  # type: ignore[arg-type]  # numpy's own name for the first argument is `file`
+        draft.replace(self._path)
+
+
+def study_model(
+    prepared: Path,
+    model: ir.Model,
+    graph: DependencyGraph,
+    groups: Sequence[PruningGroup],
+    blocks: Sequence[str],
+    importance: Importance,
+    *,
+    samples: Dataset,
+    workspace: Path,
+    threads: int,
+) -> Study:
+    """Rank the units of every group and measure what losing them does to the model's answers.
+
+    One pass over the samples gathers the second moments of all consumers' inputs; a few more runs over 64 samples
+    relate each group's own error to that of the answers, and try the model without each block.
+
+    Args:
+        prepared: The dense graph as a file.
+        model: The same, in memory; not changed.
+        graph: What goes together in it.
+        groups: Groups to study.
+        blocks: Names of residual blocks to study.
+        importance: Decides what goes first.
+        samples: Unlabelled inputs.
+        workspace: For instrumented graphs.
+        threads: Compute threads.
+    """
+    weights = {
+        name: np.asarray(value.const_value.numpy())
+        for name, value in model.graph.initializers.items()
+        if value.const_value is not None
+    }
+    consumers = [consumers_of(group) for group in groups]
+    everyone = [consumer for found in consumers for consumer in found]
+    moments = collect_moments(
+        [consumer.map for consumer in everyone],
+        model=model,
+        samples=samples,
+        workspace=workspace,
+        threads=threads,
+    )
+    few = samples.head(_SENSITIVITY_SAMPLES)
+    probe = SensitivityProbe(model, everyone, samples=few, workspace=workspace, threads=threads)
+    studies = []
+    for group, found in zip(groups, consumers, strict=True):
+        order = importance.order(group, found, weights=weights, moments=moments)
+        sensitivity = probe.sensitivity(group, order, found, weights=weights, moments=moments)
+        studies.append(GroupStudy(order, sensitivity.of(order.errors)))
+    block_errors = {}
+    without = workspace / "without_block.onnx"
+    for name in blocks:
+        changed = ir.load(prepared)
+        masked_blocks(changed, graph, [name])
+        write_graph(changed, without)
+        block_errors[name] = probe.error_of(without, threads=threads)
+    probe.close()
+    return Study(tuple(studies), block_errors)
