@@ -8,7 +8,7 @@ from serveprune.artifacts.source_content import dataset_content, preprocessing_c
 from serveprune.config.model import ModelConfig, Preprocessing
 from serveprune.config.profile import ProfileConfig
 
-IMPORTER_REVISION = 2
+IMPORTER_REVISION = 3
 """Raise it when importing would write a different graph for the same source."""
 
 MEASUREMENT_REVISION = 1

@@ -11,7 +11,7 @@ from serveprune.config.pruning import PruneOptions
 class QuantizeOptions(PassOptions):
     """Integer quantization of weights and activations."""
 
-    revision: ClassVar[int] = 2
+    revision: ClassVar[int] = 3
 
     dtype: Literal["int8"] = Field(
         default="int8", description="Integer type of weights (activations are unsigned 8 bit)."

@@ -35,13 +35,16 @@ def read_header(path: Path) -> onnx.ModelProto:
 
 
 def write_graph(model: ir.Model, path: Path) -> None:
-    """Write a graph, its weights inside the file, or beside it as `model.onnx.data` when they are large."""
+    """Write a graph, its weights inside the file, or beside it as `model.onnx.data` when they are large.
+
+    Annotations of intermediate values are left out; see `drop_annotations`.
+    """
     if _weight_bytes(model) <= MAX_EMBEDDED_BYTES:
         proto = ir.to_proto(ir.external_data.load_to_model(model))
     else:
         ir.save(model, path, external_data=EXTERNAL_DATA_FILE)
         proto = onnx.load(path, load_external_data=False)
-    drop_types_of_weights(proto)
+    drop_annotations(proto)
     onnx.save(proto, path)
 
 
@@ -54,6 +57,16 @@ def all_graphs(graph: onnx.GraphProto) -> Iterator[onnx.GraphProto]:
                 yield from all_graphs(attribute.g)
             for inner in attribute.graphs:
                 yield from all_graphs(inner)
+
+
+def drop_annotations(model: onnx.ModelProto) -> None:
+    """Remove what ``value_info`` says of intermediate values, which a runtime finds out by itself.
+
+    With annotated shapes ONNX Runtime fuses each residual sum of a transformer with the normalisation behind it,
+    and the fused kernel is the slower one on CPU: a tenth of MiniLM's time, a fifth of its int8 tier's.
+    """
+    for graph in all_graphs(model.graph):
+        del graph.value_info[:]
 
 
 def drop_types_of_weights(model: onnx.ModelProto) -> None:

@@ -94,7 +94,7 @@ def test_malformed_body_is_400(server: ServerProcess, body: bytes, headers: dict
         ("GET", "/v2/models/nobody", 404),
         ("GET", "/v2/models/nobody/ready", 404),
         ("GET", "/v2/models/nobody/tiers", 404),
-        ("GET", "/v2/models/fashion@/ready", 404),
+        ("GET", "/v2/models/fashion@/ready", 400),
         ("GET", "/v2/models/..%2f..%2fetc%2fpasswd", 404),
         ("GET", "/v2/nothing", 404),
         ("GET", "/", 404),

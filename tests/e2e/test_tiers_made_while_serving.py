@@ -78,8 +78,9 @@ def test_killed_build_is_a_failed_build_and_dense_serves_on(serve: Serve, dense_
 
     failed = server.wait_state("fashion", "int8", "failed")
     assert "SIGKILL" in failed["reasons"][0]
-    assert Path(failed["log"]).is_file()
-    assert Path(failed["log"]).is_relative_to(tmp_path / "store")
+    # Where it is in the store; what the machine's folders are called is nobody's business.
+    assert not Path(failed["log"]).is_absolute()
+    assert (tmp_path / "store" / failed["log"]).is_file()
     assert server.metric("serveprune_builds_total", model="fashion", tier="int8", outcome="failed") == 1
 
     answer = ask(server, "fashion@int8")

@@ -23,6 +23,7 @@ from serveprune.compression.quantization.scheme import Scheme, multiplications
 from serveprune.config.profile import QuantizeOptions
 from serveprune.errors import BuildFailed, InvalidArgument
 from serveprune.evaluation.rows_per_run import rows_per_run
+from serveprune.graph.onnx_file import drop_annotations
 from serveprune.graph.tensor_types import fed_inputs, tensor_spec
 
 CALIBRATION_BATCH_SIZE = 8
@@ -75,6 +76,8 @@ class QuantizePass:
                 prepared, model, output=output, ignored=ignored, reduce_range=reduce_range, context=context
             )
         written = onnx.load(output, load_external_data=False)
+        drop_annotations(written)
+        onnx.save(written, output)
         findings["integer_operators"] = _integer_operators(written, scheme)
         findings["left_in_float"] = sorted({*findings.get("left_in_float", ()), *_nodes_with_float_weights(written)})
         context.progress(1.0)
