@@ -144,12 +144,13 @@ class _Build:
     def _compress(self, dense: Artifact, profile: ProfileConfig, recipe: str) -> Artifact:
         started = time.monotonic()
         samples = self._load_samples(dense)
+        begun, remaining = self._longest_beginning(dense, profile)
         # Intermediate files have a folder of their own, on the same disk and removed the same way.
-        with self.store.staging() as folder, self.store.staging() as workspace:
+        with self.store.lease(begun.key), self.store.staging() as folder, self.store.staging() as workspace:
             graph = folder / GRAPH_FILE
             passes = apply_passes(
-                profile,
-                dense.graph,
+                remaining,
+                begun.graph,
                 output=graph,
                 samples=samples,
                 workspace=workspace,
@@ -180,7 +181,7 @@ class _Build:
                 files=file_records(folder),
                 seconds=time.monotonic() - started,
                 dense_key=dense.key,
-                passes=passes,
+                passes=(*begun.manifest.passes, *passes),
                 measurements=measurements,
             )
             if self._tier_recipe(dense, profile) != recipe:
@@ -191,6 +192,15 @@ class _Build:
                 )
             # A tier that its gate refuses is kept too, so that it is not built again and people can look at it.
             return self.store.commit(folder, manifest)
+
+    def _longest_beginning(self, dense: Artifact, profile: ProfileConfig) -> tuple[Artifact, ProfileConfig]:
+        """Return the artifact that shares the most first passes with this profile, and the passes still to do."""
+        for count in range(len(profile.passes) - 1, 0, -1):
+            beginning = profile.model_copy(update={"passes": profile.passes[:count]})
+            found = self.store.find_tier(self._tier_recipe(dense, beginning))
+            if found is not None:
+                return found, profile.model_copy(update={"passes": profile.passes[count:]})
+        return dense, profile
 
     def _tier_recipe(self, dense: Artifact, profile: ProfileConfig) -> str:
         return tier_recipe(dense.key, self.request.model, profile, threads=self.threads_of_serving)

@@ -11,6 +11,7 @@ from serveprune.artifacts.builder import BuildOutcome, BuildProgress, BuildReque
 from serveprune.artifacts.store import ArtifactStore
 from serveprune.compression.build import build
 from serveprune.config.model import HuggingFaceSource, ModelConfig, OnnxSource
+from serveprune.config.profile import ProfileConfig
 from serveprune.errors import BuildFailed, ConfigError, FailedPrecondition, InvalidArgument
 
 
@@ -59,6 +60,21 @@ def test_build_finds_in_the_store_what_was_built_before(tmp_path: Path, store: A
     assert (second.outcome, second.key) == (BuildOutcome.CACHED, first.key)
     dense = BuildRequest(model_name="other-name", model=request.model)
     assert run(dense, store).outcome is BuildOutcome.CACHED
+
+
+def test_build_goes_on_from_the_tier_that_begins_with_the_same_passes(tmp_path: Path, store: ArtifactStore) -> None:
+    model = convolutional_model(tmp_path)
+    prune, quantize = {"prune": {"target": {"ratio": 0.5}}}, {"quantize": {}}
+    first = run(tier_request(model, lean), store)
+    second = run(tier_request(model, lean_int8), store)
+    begun, finished = (store.open(result.key or "") for result in (first, second))
+    assert begun is not None
+    assert finished is not None
+    # The record of the first pass is the very one, its duration included: it was not done again.
+    assert finished.manifest.passes[0] == begun.manifest.passes[0]
+    assert [step.name for step in finished.manifest.passes] == ["prune", "quantize"]
+    assert finished.manifest.graph.bytes < begun.manifest.graph.bytes
+    assert is_sound(store)
 
 
 def test_build_keeps_a_refused_tier_and_judges_it_anew_when_the_gate_changes(
