@@ -64,7 +64,8 @@ def test_build_finds_in_the_store_what_was_built_before(tmp_path: Path, store: A
 
 def test_build_goes_on_from_the_tier_that_begins_with_the_same_passes(tmp_path: Path, store: ArtifactStore) -> None:
     model = convolutional_model(tmp_path)
-    prune, quantize = {"prune": {"target": {"ratio": 0.5}}}, {"quantize": {}}
+    steps: list[dict[str, object]] = [{"prune": {"target": {"ratio": 0.5}}}, {"quantize": {}}]
+    lean, lean_int8 = (ProfileConfig.model_validate({"passes": steps[:count]}) for count in (1, 2))
     first = run(tier_request(model, lean), store)
     second = run(tier_request(model, lean_int8), store)
     begun, finished = (store.open(result.key or "") for result in (first, second))

@@ -1,18 +1,17 @@
 """What removing units of one group does to the model's answers: seen, not assumed."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
-import onnx
 import onnx_ir as ir
 
-from serveprune.backends.onnx_runtime import OnnxRuntimeBackend, OnnxRuntimeSession
-from serveprune.compression.pruning.dependency_graph import PruningGroup
+from serveprune.backends.onnx_runtime import OnnxRuntimeBackend
 from serveprune.compression.pruning.importance import DAMPING_RATIO, Consumer, RemovalOrder
 from serveprune.compression.pruning.linear import Matrix
 from serveprune.compression.pruning.statistics import Moments
+from serveprune.compression.pruning.walk import Halt, Walk
 from serveprune.evaluation.dataset import Dataset
 from serveprune.oip.tensor import Array
 
@@ -37,76 +36,90 @@ class Sensitivity:
 
 
 class SensitivityProbe:
-    """A dense graph whose consumer weights can be replaced for one run.
+    """The answers of a dense graph on a few samples, and what they become when groups lose units.
 
-    A unit whose rows of weights are zero is as good as removed, and the rows of the others can make up for it, so
-    one loaded graph shows every group at every width.
+    A unit whose rows of consumer weights are zero is as good as removed, and the rows of the others can make up for it.
+    The probe goes through the graph once, from consumer to consumer, and only what lies behind one is run anew.
     """
 
     def __init__(
-        self, model: ir.Model, consumers: Sequence[Consumer], *, samples: Dataset, workspace: Path, threads: int
+        self,
+        model: ir.Model,
+        consumers: Sequence[Sequence[Consumer]],
+        *,
+        samples: Dataset,
+        workspace: Path,
+        threads: int,
     ) -> None:
-        """Load the graph and note its answers.
+        """Note the graph's answers.
 
         Args:
             model: The dense graph; not changed.
-            consumers: Of all groups that will be asked about.
+            consumers: Of each group that will be asked about.
             samples: A few unlabelled samples; their answers are held in memory.
-            workspace: Where the graph is written.
+            workspace: For pieces of the graph.
             threads: Compute threads.
         """
-        proto = ir.to_proto(model)
-        given = {value.name for value in proto.graph.input}
-        for name in dict.fromkeys(consumer.map.weight for consumer in consumers):
-            tensor = next(tensor for tensor in proto.graph.initializer if tensor.name == name)
-            if name not in given:
-                # An initializer that is an input as well is a default that a run may replace.
-                proto.graph.input.append(onnx.helper.make_tensor_value_info(name, tensor.data_type, tensor.dims))
-        path = workspace / "sensitivity.onnx"
-        onnx.save(proto, path)
-        self._session = OnnxRuntimeBackend().load(path, threads=threads)
+        place = {node.outputs[0].name or "": index for index, node in enumerate(model.graph)}
+        self._consumers = consumers
+        first = [min((item.map for item in found), key=lambda item: place[item.node]) for found in consumers]
+        self._order = sorted(range(len(first)), key=lambda index: place[first[index].node])
         self._batches = [feeds for _, feeds in replace(samples, padding={}).batches(_BATCH_SIZE)]
-        self._reference = _answers(self._session, self._batches, {})
-
-    def error(self, weights: Mapping[str, Array]) -> float:
-        """Return the share of the answers' energy that is lost with these weights in place of the dense ones."""
-        return self._lost(_answers(self._session, self._batches, weights))
+        self._walk = Walk(
+            model,
+            [
+                *(Halt((first[index].data,), before=first[index].node) for index in self._order),
+                Halt(tuple(value.name or "" for value in model.graph.outputs)),
+            ],
+            batches=self._batches,
+            workspace=workspace,
+            threads=threads,
+        )
+        self._reference = list(map(_floats, self._walk.look_ahead({})))
 
     def error_of(self, graph: Path, *, threads: int) -> float:
         """Return the share of the answers' energy that is lost with this graph in place of the dense one."""
         session = OnnxRuntimeBackend().load(graph, threads=threads)
         try:
-            return self._lost(_answers(session, self._batches, {}))
+            names = [spec.name for spec in session.outputs]
+            return self._lost(_floats(dict(zip(names, session.run(feeds), strict=True))) for feeds in self._batches)
         finally:
             session.close()
 
-    def sensitivity(
+    def sensitivities(
+        self, orders: Sequence[RemovalOrder], *, weights: Mapping[str, Array], moments: Mapping[str, Moments]
+    ) -> list[Sensitivity]:
+        """Relate the reconstruction error of each group to the error of the answers; can be asked once."""
+        found: dict[int, Sensitivity] = {}
+        for index in self._order:
+            for _ in self._walk.advance():
+                pass
+            found[index] = self._sensitivity(orders[index], self._consumers[index], weights=weights, moments=moments)
+        return [found[index] for index in range(len(orders))]
+
+    def _sensitivity(
         self,
-        group: PruningGroup,
         order: RemovalOrder,
         consumers: Sequence[Consumer],
         *,
         weights: Mapping[str, Array],
         moments: Mapping[str, Moments],
     ) -> Sensitivity:
-        """Relate a group's reconstruction error to the error of the answers."""
         points = []
+        width = len(order.units)
         for share in _REMOVED_SHARES:
-            count = min(max(round(share * group.width), 1), group.width - 1)
+            count = min(max(round(share * width), 1), width - 1)
             gone = order.units[:count]
             changed = {item.map.weight: _without(item, gone, weights, moments) for item in consumers}
-            points.append((max(float(order.errors[count]), _LEAST_ERROR), max(self.error(changed), _LEAST_ERROR)))
+            error = self._lost(map(_floats, self._walk.look_ahead(changed)))
+            points.append((max(float(order.errors[count]), _LEAST_ERROR), max(error, _LEAST_ERROR)))
         (first, low), (second, high) = points
         exponent = np.log(high / low) / np.log(second / first) if second > first * 1.01 else 1.0
         exponent = float(np.clip(exponent, *_EXPONENTS))
         scale = float(np.exp(np.mean([np.log(seen) - exponent * np.log(own) for own, seen in points])))
         return Sensitivity(scale, exponent)
 
-    def close(self) -> None:
-        """Free the graph."""
-        self._session.close()
-
-    def _lost(self, answers: Sequence[Sequence[Array]]) -> float:
+    def _lost(self, answers: Iterable[Sequence[Array]]) -> float:
         lost = energy = 0.0
         for reference, given in zip(self._reference, answers, strict=True):
             for wanted, got in zip(reference, given, strict=True):
@@ -115,10 +128,8 @@ class SensitivityProbe:
         return lost / max(energy, _LEAST_ERROR)
 
 
-def _answers(
-    session: OnnxRuntimeSession, batches: Sequence[Mapping[str, Array]], weights: Mapping[str, Array]
-) -> list[list[Array]]:
-    return [[array for array in session.run({**feeds, **weights}) if array.dtype.kind == "f"] for feeds in batches]
+def _floats(answers: Mapping[str, Array]) -> list[Array]:
+    return [array for array in answers.values() if array.dtype.kind == "f"]
 
 
 def _without(

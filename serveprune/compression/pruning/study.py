@@ -127,21 +127,24 @@ def study_model(
         if value.const_value is not None
     }
     consumers = [consumers_of(group) for group in groups]
-    everyone = [consumer for found in consumers for consumer in found]
     moments = collect_moments(
-        [consumer.map for consumer in everyone],
+        [consumer.map for found in consumers for consumer in found],
         model=model,
         samples=samples,
         workspace=workspace,
         threads=threads,
     )
     few = samples.head(_SENSITIVITY_SAMPLES)
-    probe = SensitivityProbe(model, everyone, samples=few, workspace=workspace, threads=threads)
-    studies = []
-    for group, found in zip(groups, consumers, strict=True):
-        order = importance.order(group, found, weights=weights, moments=moments)
-        sensitivity = probe.sensitivity(group, order, found, weights=weights, moments=moments)
-        studies.append(GroupStudy(order, sensitivity.of(order.errors)))
+    probe = SensitivityProbe(model, consumers, samples=few, workspace=workspace, threads=threads)
+    orders = [
+        importance.order(group, found, weights=weights, moments=moments)
+        for group, found in zip(groups, consumers, strict=True)
+    ]
+    sensitivities = probe.sensitivities(orders, weights=weights, moments=moments)
+    studies = [
+        GroupStudy(order, sensitivity.of(order.errors))
+        for order, sensitivity in zip(orders, sensitivities, strict=True)
+    ]
     block_errors = {}
     without = workspace / "without_block.onnx"
     for name in blocks:
@@ -149,5 +152,4 @@ def study_model(
         masked_blocks(changed, graph, [name])
         write_graph(changed, without)
         block_errors[name] = probe.error_of(without, threads=threads)
-    probe.close()
     return Study(tuple(studies), block_errors)

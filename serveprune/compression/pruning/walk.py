@@ -3,6 +3,7 @@
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 
 import numpy as np
 import onnx
@@ -66,96 +67,107 @@ class Walk:
         halt = self._halts.pop(0)
         nodes = list(self._model.graph)
         place = {_name(node): index for index, node in enumerate(nodes)}
-        maker = {output.name or "": node for node in nodes for output in node.outputs}
-        segment = self._needed(halt.values, maker, place)
-        limit = len(nodes) if halt.before is None else place[_name(maker[halt.before])]
-        self._computed.update(_name(node) for node in segment if place[_name(node)] < limit)
-        ahead = self._ahead(maker, place)
-        piece = _Piece(self._model, segment, halt.values, ahead=ahead, computed=self._computed)
+        segment = self._needed(halt.values)
+        limit = len(nodes)
+        if halt.before is not None:
+            limit = next(index for index, node in enumerate(nodes) if halt.before in {out.name for out in node.outputs})
+        final = [node for node in segment if place[_name(node)] < limit]
+        self._computed.update(map(_name, final))
+        ahead = self._ahead()
+        carried = [output.name or "" for node in final for output in node.outputs if output.name in ahead]
+        piece = _Piece(self._model, segment, (*halt.values, *carried))
+        kept = ahead - (piece.made - set(carried))
+        for index, known in enumerate(self._run(piece)):
+            yield {name: known[name] for name in halt.values}
+            self._held.replace(index, {name: array for name, array in known.items() if name in kept})
+
+    def look_ahead(self, constants: Mapping[str, Array]) -> Iterator[dict[str, Array]]:
+        """Yield the values of the last halt, batch after batch, as they are with other constants; go nowhere.
+
+        Args:
+            constants: Arrays by name, of nodes that have yet to run.
+        """
+        values = self._halts[-1].values
+        for known in self._run(_Piece(self._model, self._needed(values), values, constants=constants)):
+            yield {name: known[name] for name in values}
+
+    def _run(self, piece: "_Piece") -> Iterator[Mapping[str, Array]]:
+        """Yield what is held of each batch together with what the piece makes of it."""
         if not piece.outputs:
-            for index, held in enumerate(self._held):
-                yield {name: held[name] for name in halt.values}
-                self._held.replace(index, {name: array for name, array in held.items() if name in ahead})
+            yield from self._held
             return
         session = None
         path = self._workspace / "walked.onnx"
-        for index, held in enumerate(self._held):
+        for held in self._held:
             if session is None:
                 onnx.save(piece.proto(held), path)
                 session = OnnxRuntimeBackend().load(path, threads=self._threads)
                 path.unlink()
             made = session.run({name: held[name] for name in piece.inputs}, outputs=piece.outputs)
-            known = {**held, **dict(zip(piece.outputs, made, strict=True))}
-            yield {name: known[name] for name in halt.values}
-            kept = {name for name in ahead if name in held or name in piece.carried}
-            self._held.replace(index, {name: array for name, array in known.items() if name in kept})
+            yield {**held, **dict(zip(piece.outputs, made, strict=True))}
         if session is not None:
             session.close()
 
-    def _needed(self, values: Iterable[str], maker: Mapping[str, ir.Node], place: Mapping[str, int]) -> list[ir.Node]:
+    def _needed(self, values: Iterable[str]) -> list[ir.Node]:
         """Return the nodes that have yet to run for these values to be known, in order."""
-        found: dict[str, ir.Node] = {}
+        maker = {output.name or "": node for node in self._model.graph for output in node.outputs}
+        found: set[str] = set()
         wanted = list(values)
         while wanted:
             node = maker.get(wanted.pop())
             if node is None or _name(node) in found or _name(node) in self._computed:
                 continue
-            found[_name(node)] = node
+            found.add(_name(node))
             wanted += [value.name or "" for value in _reads(node)]
-        return sorted(found.values(), key=lambda node: place[_name(node)])
+        return [node for node in self._model.graph if _name(node) in found]
 
-    def _ahead(self, maker: Mapping[str, ir.Node], place: Mapping[str, int]) -> set[str]:
+    def _ahead(self) -> set[str]:
         """Return the names of the values that later halts show or need."""
         shown = [name for halt in self._halts for name in halt.values]
-        # What the current halt computed beyond its limit is computed again, from values before the limit.
-        later = self._needed(shown, maker, place)
-        return {*shown, *(value.name or "" for node in later for value in _reads(node))}
+        return {*shown, *(value.name or "" for node in self._needed(shown) for value in _reads(node))}
 
 
 class _Piece:
     """Some nodes of a graph as a graph of their own.
 
     Attributes:
+        made: Names of all values its nodes make.
         inputs: Names of what other nodes made, or the graph is given.
-        outputs: Names of what is seen or carried on.
-        carried: Names of what is carried on; it will not be computed again.
+        outputs: Those of the wanted values that it makes.
     """
 
     def __init__(
         self,
         model: ir.Model,
         nodes: Sequence[ir.Node],
-        seen: Iterable[str],
+        wanted: Iterable[str],
         *,
-        ahead: set[str],
-        computed: set[str],
+        constants: Mapping[str, Array] = MappingProxyType({}),
     ) -> None:
         self._model = model
         self._nodes = nodes
-        made = {output.name or "" for node in nodes for output in node.outputs}
+        self.made = {output.name or "" for node in nodes for output in node.outputs}
         read = {value.name or "": value for node in nodes for value in _reads(node)}
-        self._constants = [value for value in read.values() if value.const_value is not None]
-        self.inputs = [name for name, value in read.items() if value.const_value is None and name not in made]
-        final = (output.name or "" for node in nodes if _name(node) in computed for output in node.outputs)
-        self.carried = {name for name in final if name in ahead}
-        self.outputs = list(dict.fromkeys([*(name for name in seen if name in made), *sorted(self.carried)]))
+        known = {name: value.const_value for name, value in read.items() if value.const_value is not None}
+        self._constants = {name: constants[name] if name in constants else known[name].numpy() for name in known}
+        self.inputs = [name for name in read if name not in known and name not in self.made]
+        self.outputs = list(dict.fromkeys(name for name in wanted if name in self.made))
 
     def proto(self, example: Mapping[str, Array]) -> onnx.ModelProto:
         """Return the piece for inputs like these, of any size."""
-        types = {name: onnx.helper.np_dtype_to_tensor_dtype(example[name].dtype) for name in self.inputs}
         graph = onnx.helper.make_graph(
             [ir.to_proto(node) for node in self._nodes],
             "piece",
             [
-                onnx.helper.make_tensor_value_info(name, types[name], [None] * example[name].ndim)
+                onnx.helper.make_tensor_value_info(
+                    name, onnx.helper.np_dtype_to_tensor_dtype(example[name].dtype), [None] * example[name].ndim
+                )
                 for name in self.inputs
             ],
             # ONNX Runtime infers the types of outputs that do not say theirs.
             [onnx.ValueInfoProto(name=name) for name in self.outputs],
+            [onnx.numpy_helper.from_array(np.asarray(array), name) for name, array in self._constants.items()],
         )
-        for value in self._constants:
-            assert value.const_value is not None
-            graph.initializer.append(onnx.numpy_helper.from_array(value.const_value.numpy(), value.name))
         versions = [onnx.helper.make_opsetid(*each) for each in self._model.graph.opset_imports.items()]
         return onnx.helper.make_model(graph, opset_imports=versions, ir_version=self._model.ir_version)
 

@@ -51,6 +51,12 @@ def test_headline_says_the_factor_and_on_what_it_was_timed() -> None:
     )
 
 
+def test_show_plan_warns_when_the_answers_are_predicted_to_be_lost() -> None:
+    warning = "An error of 203% means that the answers are predicted to have nothing to do with those of dense"
+    assert warning in shown(timed_plan().model_copy(update={"error": 2.03}))
+    assert "nothing to do with" not in shown(timed_plan())
+
+
 def test_group_row_says_that_a_block_went_when_nothing_is_left() -> None:
     assert group_row(group("gone", after=0)) == ("gone", "64 to 0", "0%", "with its block", "1.25")
 
