@@ -53,6 +53,9 @@ from serveprune.oip.tensor import Array
 _MISSED_RATIO = 0.05
 """A finished model that misses its latency by more is allocated once more, with what was measured."""
 
+_ENOUGH_ROWS = 2.0
+"""Rows per input below which least squares fits the samples rather than the model."""
+
 _TIMING_ROUNDS = 25
 _TIMING_SECONDS = 12.0
 
@@ -229,7 +232,16 @@ class Pruning:
         progress(0.2)
         self._repair(model, plan, progress=lambda done: progress(0.2 + 0.7 * done))
         write_graph(model, output)
-        return report | describe(plan)
+        return report | {"warnings": self._warnings()} | describe(plan)
+
+    def _warnings(self) -> list[str]:
+        if self._study.rows_per_input >= _ENOUGH_ROWS:
+            return []
+        warning = (
+            f"the {len(self._samples)} calibration samples give {self._study.rows_per_input:.1f} rows per input of the "
+            f"widest layer, expected at least {_ENOUGH_ROWS:g}: the fit leans on the old weights; give more samples"
+        )
+        return [warning]
 
     def _cut(self, plan: Plan) -> ir.Model:
         model = ir.load(self._prepared)

@@ -97,14 +97,18 @@ def collect_moments(
     maps: Sequence[LinearMap], *, model: ir.Model, samples: Dataset, workspace: Path, threads: int
 ) -> dict[str, Moments]:
     """Return the moments of what each map reads and gives, by its node, in one run over the samples."""
-    nodes = {node.outputs[0].name or "": node for node in model.graph}
-    sums = {item.node: MomentSum() for item in maps}
-    values = tuple(dict.fromkeys(name for item in maps for name in (item.data, item.node)))
-    walk = Walk(model, [Halt(values)], batches=unpadded_batches(samples), workspace=workspace, threads=threads)
-    for index, seen in enumerate(walk.advance()):
-        for item in maps:
-            add_rows(sums[item.node], item, nodes[item.node], data=seen[item.data], output=seen[item.node], seed=index)
-    return {node: found.moments() for node, found in sums.items()}
+    place = {node.outputs[0].name or "": (index, node) for index, node in enumerate(model.graph)}
+    ordered = sorted(maps, key=lambda item: place[item.node][0])
+    # Halting at each map keeps what all of them read from being in memory at once.
+    halts = [Halt((item.data, item.node)) for item in ordered]
+    walk = Walk(model, halts, batches=unpadded_batches(samples), workspace=workspace, threads=threads)
+    moments = {}
+    for item in ordered:
+        total = MomentSum()
+        for index, seen in enumerate(walk.advance()):
+            add_rows(total, item, place[item.node][1], data=seen[item.data], output=seen[item.node], seed=index)
+        moments[item.node] = total.moments()
+    return moments
 
 
 def add_rows(total: MomentSum, item: LinearMap, node: ir.Node, *, data: Array, output: Array, seed: int) -> None:

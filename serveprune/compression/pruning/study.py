@@ -1,5 +1,6 @@
 """What is known of a model's groups before any target: who goes first, and what it does to the answers."""
 
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -42,10 +43,12 @@ class Study:
     Attributes:
         groups: One entry per group, in the order they were given.
         block_errors: Residual block -> share of the answers' energy that is lost without it.
+        rows_per_input: Rows that the samples gave per input of the consumer that had the fewest.
     """
 
     groups: tuple[GroupStudy, ...]
     block_errors: Mapping[str, float]
+    rows_per_input: float
 
 
 class StudyCache:
@@ -72,7 +75,8 @@ class StudyCache:
                 for index in range(int(arrays["groups"]))
             )
             names, errors = arrays["blocks"].tolist(), arrays["block_errors"].tolist()
-        return Study(groups, dict(zip(names, errors, strict=True)))
+            rows_per_input = float(arrays["rows_per_input"])
+        return Study(groups, dict(zip(names, errors, strict=True)), rows_per_input)
 
     def write(self, study: Study) -> None:
         """Keep a study, whole or not at all."""
@@ -82,13 +86,15 @@ class StudyCache:
         arrays: dict[str, Array] = {
             "groups": np.array(len(study.groups)),
             "blocks": np.array(list(study.block_errors), dtype=np.str_),
+            "rows_per_input": np.array(study.rows_per_input),
             "block_errors": np.array(list(study.block_errors.values()), dtype=np.float64),
         }
         for index, group in enumerate(study.groups):
             arrays[f"{index}.units"] = group.order.units
             arrays[f"{index}.errors"] = group.order.errors
             arrays[f"{index}.answer_errors"] = group.answer_errors
-        draft = self._path.with_suffix(".draft.npz")
+        # Another build may write the same entry; each is whole when it gets its name.
+        draft = self._path.with_suffix(f".{os.getpid()}.draft.npz")
         np.savez(draft, **arrays)  # type: ignore[arg-type]  # numpy's own name for the first argument is `file`
         draft.replace(self._path)
 
@@ -152,4 +158,5 @@ def study_model(
         masked_blocks(changed, graph, [name])
         write_graph(changed, without)
         block_errors[name] = probe.error_of(without, threads=threads)
-    return Study(tuple(studies), block_errors)
+    rows_per_input = min(found.count / len(found.x) for found in moments.values())
+    return Study(tuple(studies), block_errors, rows_per_input)

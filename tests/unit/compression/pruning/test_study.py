@@ -60,6 +60,7 @@ def test_study_finds_that_a_group_nobody_hears_can_go(network: Path, tmp_path: P
         group.name: float(found.answer_errors[WIDTH // 2])
         for group, found in zip(graph.groups, study.groups, strict=True)
     }
+    assert study.rows_per_input == 300 / WIDTH
     # Both lose the same share of their own outputs; only one of them is heard.
     assert half["loud.up"] > 0.01
     assert half["quiet.up"] < 1e-4 * half["loud.up"]
@@ -67,13 +68,13 @@ def test_study_finds_that_a_group_nobody_hears_can_go(network: Path, tmp_path: P
 
 def test_cache_gives_back_what_was_kept_and_nothing_else(tmp_path: Path) -> None:
     order = RemovalOrder(np.array([2, 0, 1]), np.array([0.0, 0.1, 0.4, 1.0]))
-    study = Study((GroupStudy(order, np.array([0.0, 0.01, 0.2, 3.0])),), {"block": 0.25})
+    study = Study((GroupStudy(order, np.array([0.0, 0.01, 0.2, 3.0])),), {"block": 0.25}, 7.5)
     StudyCache(tmp_path, recipe={"graph": "a"}).write(study)
     assert StudyCache(tmp_path, recipe={"graph": "b"}).read() is None
     assert StudyCache(None, recipe={"graph": "a"}).read() is None
     found = StudyCache(tmp_path, recipe={"graph": "a"}).read()
     assert found is not None
-    assert found.block_errors == {"block": 0.25}
+    assert (found.block_errors, found.rows_per_input) == ({"block": 0.25}, 7.5)
     np.testing.assert_array_equal(found.groups[0].order.units, order.units)
     np.testing.assert_array_equal(found.groups[0].answer_errors, study.groups[0].answer_errors)
     assert [path.suffix for path in tmp_path.iterdir()] == [".npz"]
