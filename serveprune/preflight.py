@@ -73,10 +73,15 @@ def _missing_samples(model: ModelConfig) -> list[str]:
 
 
 def _missing_calibration(model: ModelConfig, config: ServePruneConfig) -> list[str]:
-    """Say which tier chooses scheme static for this graph and has nothing to take its ranges from."""
+    """Say which tier prunes, or chooses scheme static for this graph, and has no samples to learn from."""
     choosing = [tier for tier in model.tiers if _chooses_scheme(config.profile(tier))]
     if model.calibration is not None or model.evaluation is None:
         return []
+    pruning = [tier for tier in model.tiers if _prunes_by_samples(config.profile(tier))]
+    if pruning:
+        return [
+            f"calibration: expected a calibration set, because profile {pruning[0]} prunes by its samples, got none"
+        ]
     if not choosing or not isinstance(model.source, OnnxSource):
         return []
     from serveprune.compression.quantization.scheme import multiplications
@@ -93,6 +98,11 @@ def _missing_calibration(model: ModelConfig, config: ServePruneConfig) -> list[s
         "work is convolutions, with scheme static, got none; scheme: dynamic needs none"
     )
     return [problem]
+
+
+def _prunes_by_samples(profile: ProfileConfig | None) -> bool:
+    steps = profile.passes if profile is not None else ()
+    return any(step.prune is not None and step.prune.synthetic_samples is None for step in steps)
 
 
 def _chooses_scheme(profile: ProfileConfig | None) -> bool:

@@ -22,6 +22,7 @@ from serveprune.compression.plan_report import (
     layer_label,
 )
 from serveprune.compression.pruning.dependency_graph import PruningGroup
+from serveprune.compression.pruning.learning_samples import learning_samples
 from serveprune.compression.pruning.pruning import Plan, Pruning
 from serveprune.config.model import DENSE
 from serveprune.config.profile import ProfileConfig
@@ -87,7 +88,7 @@ class _Planning:
         profile, model = self.request.profile, self.request.model
         for place, step in enumerate(profile.passes if profile is not None else ()):
             if profile is not None and step.prune is not None:
-                if model.calibration is None:
+                if model.calibration is None and step.prune.synthetic_samples is None:
                     raise InvalidArgument(
                         "prune: expected unlabelled samples to learn from, got none; set "
                         f"models.{self.request.model_name}.calibration.file (for the command line: --calibration)"
@@ -125,11 +126,11 @@ class _Planning:
 
     def _plan(self, graph: Path, options: PruneOptions, samples: BuildSamples, workspace: Path) -> PlanReport:
         self.on_progress(BuildProgress("reading the graph", _IMPORTED))
-        assert samples.calibration is not None
+        learning = learning_samples(samples.calibration, options, graph=graph, seed=SEED)
         pruning = Pruning(
             graph,
             options,
-            samples=samples.calibration,
+            samples=learning,
             workspace=workspace,
             threads=self.threads,
             serving_threads=self.threads_of_serving,
@@ -139,7 +140,7 @@ class _Planning:
         self.on_progress(BuildProgress("planning", _READ))
         share = 1 - _READ
         plan = pruning.plan(progress=lambda done: self.on_progress(BuildProgress("planning", _READ + share * done)))
-        return self._report(pruning, plan, options, samples=len(samples.calibration))
+        return self._report(pruning, plan, options, samples=len(learning))
 
     def _report(self, pruning: Pruning, plan: Plan, options: PruneOptions, *, samples: int) -> PlanReport:
         found = {group.name: group for group in pruning.graph.groups}

@@ -86,6 +86,10 @@ class PruneOptions(PassOptions):
         "one after the other, fitted to what the dense graph gave; `variance`: their outputs scaled to vary as "
         "before; `batch_norm`: statistics taken anew.",
     )
+    synthetic_samples: PositiveWholeNumber | None = Field(
+        default=None,
+        description="Without a calibration set, learn from so many made-up inputs; the report says so. Expect less.",
+    )
     ignore: tuple[str, ...] = Field(
         default=(), description="Shell-style patterns of weight or node names; groups they touch stay whole."
     )

@@ -3,9 +3,9 @@
 from pathlib import Path
 
 from serveprune.compression.passes import PassContext, PassReport
+from serveprune.compression.pruning.learning_samples import learning_samples
 from serveprune.compression.pruning.pruning import Pruning
 from serveprune.config.pruning import PruneOptions
-from serveprune.errors import InvalidArgument
 
 
 class PrunePass:
@@ -15,14 +15,10 @@ class PrunePass:
         """See `Pass.apply`."""
         options = context.options
         assert isinstance(options, PruneOptions)
-        if context.calibration is None:
-            raise InvalidArgument(
-                "prune: expected unlabelled samples to learn from, got none; set the model's calibration file"
-            )
         pruning = Pruning(
             graph,
             options,
-            samples=context.calibration,
+            samples=learning_samples(context.calibration, options, graph=graph, seed=context.seed),
             workspace=context.workspace,
             threads=context.threads,
             serving_threads=context.serving_threads,
@@ -31,4 +27,5 @@ class PrunePass:
         )
         plan = pruning.plan(progress=lambda fraction: context.progress(0.5 * fraction))
         written = pruning.carry_out(plan, output=output, progress=lambda done: context.progress(0.5 + 0.5 * done))
-        return PassReport(written)
+        learned_from = "calibration set" if context.calibration is not None else "synthetic inputs"
+        return PassReport({"learned_from": learned_from, **written})

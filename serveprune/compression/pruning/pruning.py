@@ -152,6 +152,7 @@ class Pruning:
         self._indices = tuple(index for index, group in enumerate(self._graph.groups) if self._may_shrink(group))
         if not self._indices:
             raise InvalidArgument(f"prune: nothing in this graph can be removed; kept whole: {self._kept_whole()}")
+        self._require_matches()
         self._blocks = self._removable_blocks()
         self._feeds = self._workload_feeds()
 
@@ -185,6 +186,17 @@ class Pruning:
         if not consumers_of(group):
             return "no layer with weights of its own reads it, so nothing could make up for the loss"
         return None
+
+    def _require_matches(self) -> None:
+        """Refuse a pattern to ignore that matches nothing: it was meant to protect something."""
+        names = {node.name or "" for node in self._dense.graph} | set(self._dense.graph.initializers)
+        for pattern in self._options.ignore:
+            if not any(fnmatchcase(name, pattern) for name in names):
+                weights = ", ".join(sorted({group.name for group in self._graph.groups}))
+                raise InvalidArgument(
+                    f"prune: the ignore pattern {pattern!r} matches no weight and no node of the graph; weights that "
+                    f"can shrink are: {weights[:500]}"
+                )
 
     def plan(self, *, progress: Callable[[float], None] = lambda fraction: None) -> Plan:
         """Choose how many units each group keeps.
