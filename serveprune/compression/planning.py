@@ -23,7 +23,8 @@ from serveprune.compression.plan_report import (
 )
 from serveprune.compression.pruning.dependency_graph import PruningGroup
 from serveprune.compression.pruning.learning_samples import learning_samples
-from serveprune.compression.pruning.pruning import Plan, Pruning
+from serveprune.compression.pruning.plan import Plan
+from serveprune.compression.pruning.pruning import Pruning
 from serveprune.config.model import DENSE
 from serveprune.config.profile import ProfileConfig
 from serveprune.config.pruning import PruneOptions

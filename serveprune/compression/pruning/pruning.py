@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Mapping
 from contextlib import closing
-from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any, Literal
@@ -37,18 +36,19 @@ from serveprune.compression.pruning.latency_measurement import measure_latency_t
 from serveprune.compression.pruning.latency_table import LatencyTable
 from serveprune.compression.pruning.linear import LinearMap
 from serveprune.compression.pruning.observation import observe, observe_sizes
+from serveprune.compression.pruning.plan import GroupPlan, Plan, describe
 from serveprune.compression.pruning.preparation import prepare
 from serveprune.compression.pruning.repair import reestimate_batch_norms, refit
 from serveprune.compression.pruning.stopwatch import Stopwatch
 from serveprune.compression.pruning.study import GroupStudy, Study, StudyCache, study_model
 from serveprune.compression.pruning.surgery import remove_blocks, remove_units
 from serveprune.compression.pruning.target import allocate_target, candidate_widths
+from serveprune.compression.pruning.workload import workload_feeds
 from serveprune.config.pruning import PruneOptions
 from serveprune.errors import InvalidArgument
 from serveprune.evaluation.dataset import Dataset
 from serveprune.evaluation.latency import measure_latency
 from serveprune.graph.onnx_file import write_graph
-from serveprune.oip.tensor import Array
 
 _MISSED_RATIO = 0.05
 """A finished model that misses its latency by more is allocated once more, with what was measured."""
@@ -61,50 +61,6 @@ _TIMING_SECONDS = 12.0
 
 _KINDS = {"auto": ("channels", "neurons", "heads"), "blocks": ("channels", "neurons", "heads")}
 _WITH_BLOCKS = ("auto", "blocks")
-
-
-@dataclass(frozen=True, slots=True)
-class GroupPlan:
-    """What happens to one group.
-
-    Attributes:
-        before, after: Units.
-        error: Predicted share of the answers' energy that is lost by it.
-        saved_ms: Predicted milliseconds saved by it alone; ``None`` where no latency was measured.
-        removed: Unit ids that go.
-    """
-
-    name: str
-    kind: str
-    before: int
-    after: int
-    error: float
-    saved_ms: float | None
-    removed: tuple[int, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class Plan:
-    """Widths that meet the target, before anything is cut.
-
-    Attributes:
-        groups: One entry per group that may lose units.
-        removed_blocks: Names of the residual blocks that go as a whole.
-        pinned: Why weights stay whole: reason -> number of axes.
-        unknown_operators: Operators that were not understood, and kept what they touch whole.
-        predicted: The cost model's view: before, after, unit.
-    """
-
-    groups: tuple[GroupPlan, ...]
-    removed_blocks: tuple[str, ...]
-    pinned: Mapping[str, int]
-    unknown_operators: tuple[str, ...]
-    predicted: Mapping[str, Any]
-
-    @property
-    def removed(self) -> tuple[int, ...]:
-        """All unit ids that go, but for those of blocks that go as a whole."""
-        return tuple(unit for group in self.groups if group.after for unit in group.removed)
 
 
 class Pruning:
@@ -154,7 +110,7 @@ class Pruning:
             raise InvalidArgument(f"prune: nothing in this graph can be removed; kept whole: {self._kept_whole()}")
         self._require_matches()
         self._blocks = self._removable_blocks()
-        self._feeds = self._workload_feeds()
+        self._feeds = workload_feeds(samples, options.workload)
 
     @property
     def graph(self) -> DependencyGraph:
@@ -490,39 +446,3 @@ class Pruning:
 
     def _kept_whole(self) -> str:
         return "; ".join(f"{reason} ({count})" for reason, count in self._graph.why_pinned()[:4]) or "everything"
-
-    def _workload_feeds(self) -> dict[str, Array]:
-        workload = self._options.workload
-        if workload.length is None or not self._samples.padding:
-            return dict(self._samples.typical_batch(min(workload.batch_size, len(self._samples)))[1])
-        rows = [self._samples.samples[index % len(self._samples)] for index in range(workload.batch_size)]
-        # Real tokens, repeated to the wanted length: latency does not depend on which they are.
-        stretched = [
-            {
-                name: np.resize(array, (workload.length, *array.shape[1:])) if name in self._samples.padding else array
-                for name, array in row.items()
-            }
-            for row in rows
-        ]
-        return {name: np.stack([row[name] for row in stretched]) for name in stretched[0]}
-
-
-def describe(plan: Plan) -> dict[str, Any]:
-    """Return a plan, ready for JSON."""
-    return {
-        "groups": [
-            {
-                "name": group.name,
-                "kind": group.kind,
-                "before": group.before,
-                "after": group.after,
-                "error": group.error,
-                "saved_ms": group.saved_ms,
-            }
-            for group in plan.groups
-        ],
-        "removed_blocks": list(plan.removed_blocks),
-        "kept_whole": dict(plan.pinned),
-        "not_understood": list(plan.unknown_operators),
-        "predicted": dict(plan.predicted),
-    }
