@@ -44,6 +44,7 @@ _log = logging.getLogger(__name__)
 _STOP_MARGIN_SECONDS = 6.0
 """For a cancelled build to end even where nothing is left of the drain: a moment more than its child is given."""
 
+_SIGNAL_POLL_SECONDS = 0.1
 _COMPRESSING_PACKAGES = ("torch", "onnx", "onnx_ir")
 
 
@@ -191,16 +192,23 @@ def _subprocess_builder(config: ServePruneConfig) -> ArtifactBuilder:
 
 
 class StopSignals:
-    """Turns SIGTERM and SIGINT into an event; a second one ends the process at once."""
+    """Notes SIGTERM and SIGINT; a second one ends the process at once."""
 
     def __init__(self) -> None:
-        self.received = Event()
+        # A plain flag: a handler runs in the very thread that waits, and would wait for ever for the lock of an
+        # Event that this thread holds at that moment.
+        self.received = False
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, self._on_signal)
 
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
-        if self.received.is_set():
+        if self.received:
             # Not SystemExit: the interpreter would wait for the threads that are still answering. Builds end with
             # their parent, and the kernel releases the leases.
             os._exit(128 + number)
-        self.received.set()
+        self.received = True
+
+    def wait(self) -> None:
+        """Return once a signal has come."""
+        while not self.received:
+            time.sleep(_SIGNAL_POLL_SECONDS)

@@ -91,14 +91,14 @@ def _serve(
         soft_wrap=True,
     )
     _show_until_settled(server, stop_signals, console)
-    if stop_signals.received.is_set():
+    if stop_signals.received:
         return _verdict(["stopped by a signal before every tier was tested"], console) if check else 0
     console.print(tier_table(_tiers(server)))
     problems = after_settling(server, endpoints)
     if check:
         problems += self_test(server, endpoints)
         return _verdict(problems, console)
-    stop_signals.received.wait()
+    stop_signals.wait()
     console.print("stopping: answering what is in flight")
     return 0
 
@@ -123,7 +123,7 @@ def _show_until_settled(server: Server, stop_signals: StopSignals, console: Cons
     finished: set[str] = set()
     with progress_display(console) as display:
         settled = False
-        while not settled and not stop_signals.received.is_set():
+        while not settled and not stop_signals.received:
             settled = server.controlplane.wait_settled(_POLL_SECONDS)
             for model in server.registry.models():
                 for variant in model.variants.values():

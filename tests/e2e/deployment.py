@@ -67,7 +67,7 @@ def minilm() -> Mapping[str, Any]:
             "pooling": "mean",
             "normalize": True,
         },
-        "calibration": {"file": "sentences_calibration.jsonl", "samples": 256},
+        "calibration": {"file": "sentences_calibration.jsonl"},
         "evaluation": {"file": "sentences_evaluation.jsonl"},
         "tiers": ["dense", "int8"],
     }

@@ -12,13 +12,13 @@ from e2e.conftest import Serve
 from e2e.deployment import fashion_images, write_fashion
 from e2e.server_process import COMMAND
 
-DISK_BYTES = 8 * 2**20
+DISK_BYTES = 24 * 2**20
 LEFT_BYTES = 64 * 2**10
 
 
 @pytest.fixture
 def small_disk(tmp_path: Path) -> Iterator[Path]:
-    """A file system of 8 MiB; needs the right to mount."""
+    """A file system of 24 MiB, enough for one build and its temporary files; needs the right to mount."""
     disk = tmp_path / "disk"
     disk.mkdir()
     mounted = subprocess.run(

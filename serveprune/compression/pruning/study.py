@@ -1,5 +1,6 @@
 """What is known of a model's groups before any target: who goes first, and what it does to the answers."""
 
+import gc
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -157,6 +158,9 @@ def study_model(
         changed = ir.load(prepared)
         masked_blocks(changed, graph, [name])
         write_graph(changed, without)
+        # Nodes and values refer to each other: without this, copies of the weights pile up until Python sees to it.
+        del changed
+        gc.collect()
         block_errors[name] = probe.error_of(without, threads=threads)
     rows_per_input = min(found.count / len(found.x) for found in moments.values())
     return Study(tuple(studies), block_errors, rows_per_input)
