@@ -83,17 +83,18 @@ def test_image_classifier_keeps_its_accuracy_when_half_its_multiplications_go(tm
 
 
 def test_reconstruction_beats_random_when_as_many_weights_are_left(tmp_path: Path) -> None:
-    lost, left = {}, {}
+    quality, left = {}, {}
     for importance in ("reconstruction", "random"):
-        prune = {"target": {"parameters_ratio": 0.35}, "importance": importance}
+        prune = {"target": {"parameters_ratio": 0.2}, "importance": importance}
         manifest, folder = built(FASHION, [{"prune": prune}], tmp_path / importance)
-        measured = manifest.measurements
-        assert measured is not None
-        lost[importance] = 1 - measured.quality["top1_agreement"]
+        assert manifest.measurements is not None
+        quality[importance] = manifest.measurements.quality
         left[importance] = weights_left(manifest, folder)
     assert left["reconstruction"] == pytest.approx(left["random"], rel=0.1)
-    assert max(left.values()) <= 0.36
-    assert lost["reconstruction"] < 0.8 * lost["random"]
+    assert max(left.values()) <= 0.2
+    # Both are repaired, so this is the choice of channels alone; it is worth 3 dB and 2.5 points or more.
+    assert quality["reconstruction"]["sqnr_db"] > quality["random"]["sqnr_db"] + 1.5
+    assert quality["reconstruction"]["top1_agreement"] > quality["random"]["top1_agreement"]
 
 
 def test_repair_is_what_keeps_the_accuracy_when_half_its_multiplications_go(tmp_path: Path) -> None:

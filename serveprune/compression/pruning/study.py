@@ -1,10 +1,12 @@
 """What is known of a model's groups before any target: who goes first, and what it does to the answers."""
 
 import gc
+import logging
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from zipfile import BadZipFile
 
 import numpy as np
 import onnx_ir as ir
@@ -20,6 +22,8 @@ from serveprune.compression.pruning.surgery import masked_blocks
 from serveprune.evaluation.dataset import Dataset
 from serveprune.graph.onnx_file import write_graph
 from serveprune.oip.tensor import Array
+
+_log = logging.getLogger(__name__)
 
 _SENSITIVITY_SAMPLES = 64
 
@@ -65,19 +69,15 @@ class StudyCache:
         self._path = None if folder is None else folder / f"{sha256_json(dict(recipe))}.npz"
 
     def read(self) -> Study | None:
-        """Return the study if it was kept."""
+        """Return the study if it was kept; one that cannot be read is made anew."""
         if self._path is None or not self._path.exists():
             return None
-        with np.load(self._path, allow_pickle=False) as arrays:
-            groups = tuple(
-                GroupStudy(
-                    RemovalOrder(arrays[f"{index}.units"], arrays[f"{index}.errors"]), arrays[f"{index}.answer_errors"]
-                )
-                for index in range(int(arrays["groups"]))
-            )
-            names, errors = arrays["blocks"].tolist(), arrays["block_errors"].tolist()
-            rows_per_input = float(arrays["rows_per_input"])
-        return Study(groups, dict(zip(names, errors, strict=True)), rows_per_input)
+        try:
+            with np.load(self._path, allow_pickle=False) as arrays:
+                return _study_of(arrays)
+        except (OSError, ValueError, KeyError, BadZipFile) as error:
+            _log.warning("the study in %s cannot be read and is made anew: %s", self._path, error)
+            return None
 
     def write(self, study: Study) -> None:
         """Keep a study, whole or not at all."""
@@ -98,6 +98,15 @@ class StudyCache:
         draft = self._path.with_suffix(f".{os.getpid()}.draft.npz")
         np.savez(draft, **arrays)  # type: ignore[arg-type]  # numpy's own name for the first argument is `file`
         draft.replace(self._path)
+
+
+def _study_of(arrays: Mapping[str, Array]) -> Study:
+    groups = tuple(
+        GroupStudy(RemovalOrder(arrays[f"{index}.units"], arrays[f"{index}.errors"]), arrays[f"{index}.answer_errors"])
+        for index in range(int(arrays["groups"]))
+    )
+    blocks = dict(zip(arrays["blocks"].tolist(), arrays["block_errors"].tolist(), strict=True))
+    return Study(groups, blocks, float(arrays["rows_per_input"]))
 
 
 def study_model(

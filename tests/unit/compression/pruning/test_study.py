@@ -78,3 +78,20 @@ def test_cache_gives_back_what_was_kept_and_nothing_else(tmp_path: Path) -> None
     np.testing.assert_array_equal(found.groups[0].order.units, order.units)
     np.testing.assert_array_equal(found.groups[0].answer_errors, study.groups[0].answer_errors)
     assert [path.suffix for path in tmp_path.iterdir()] == [".npz"]
+
+
+@pytest.mark.parametrize("content", [b"", b"not an archive", b"PK\x03\x04 half of one"])
+def test_cache_holds_nothing_when_its_entry_is_damaged(tmp_path: Path, content: bytes) -> None:
+    cache = StudyCache(tmp_path, recipe={"graph": "a"})
+    cache.write(Study((), {}, 1.0))
+    (entry,) = tmp_path.iterdir()
+    entry.write_bytes(content)
+    assert cache.read() is None
+
+
+def test_cache_holds_nothing_when_its_entry_is_of_another_time(tmp_path: Path) -> None:
+    cache = StudyCache(tmp_path, recipe={"graph": "a"})
+    cache.write(Study((), {}, 1.0))
+    (entry,) = tmp_path.iterdir()
+    np.savez(entry, groups=np.array(0))
+    assert cache.read() is None
