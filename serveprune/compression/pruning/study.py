@@ -1,6 +1,7 @@
 """What is known of a model's groups before any target: who goes first, and what it does to the answers."""
 
 import gc
+import io
 import logging
 import os
 from collections.abc import Mapping, Sequence
@@ -73,9 +74,10 @@ class StudyCache:
         if self._path is None or not self._path.exists():
             return None
         try:
-            with np.load(self._path, allow_pickle=False) as arrays:
+            # From memory: numpy leaves a file open whose content it cannot make out.
+            with np.load(io.BytesIO(self._path.read_bytes()), allow_pickle=False) as arrays:
                 return _study_of(arrays)
-        except (OSError, ValueError, KeyError, BadZipFile) as error:
+        except (OSError, EOFError, ValueError, KeyError, BadZipFile) as error:
             _log.warning("the study in %s cannot be read and is made anew: %s", self._path, error)
             return None
 
