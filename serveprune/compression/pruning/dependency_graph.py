@@ -9,12 +9,12 @@ import onnx_ir as ir
 from serveprune.compression.pruning.axes import Axes
 from serveprune.compression.pruning.coupling.carriers import choose_carriers
 from serveprune.compression.pruning.coupling.contraction import Contraction
-from serveprune.compression.pruning.coupling.node import operator
 from serveprune.compression.pruning.coupling.table import apply_rule, known
 from serveprune.compression.pruning.coupling.walk import AttentionPart, Carrier, Walk
 from serveprune.compression.pruning.observation import Observation
 from serveprune.compression.pruning.residual_blocks import ResidualBlock, find_blocks
 from serveprune.compression.pruning.units import Ids, RemovalUnits
+from serveprune.graph.node import operator
 
 Kind = Literal["channels", "neurons", "heads", "head_dims"]
 _DEFAULT_OPSET = 18

@@ -10,8 +10,8 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from serveprune.compression.pruning.cost import Widths
-from serveprune.compression.pruning.coupling.node import attribute
 from serveprune.compression.pruning.group_axes import AxisSize, GroupAxes
+from serveprune.graph.node import attribute
 
 Footprint = Literal["flops", "parameters", "bytes"]
 

@@ -7,7 +7,10 @@ from types import MappingProxyType
 import numpy as np
 import onnx_ir as ir
 
-from serveprune.compression.pruning.coupling.node import (
+from serveprune.compression.pruning.coupling.selection import sliced_axes
+from serveprune.compression.pruning.dependency_graph import DependencyGraph
+from serveprune.compression.pruning.units import Ids
+from serveprune.graph.node import (
     attribute,
     constant,
     given,
@@ -17,9 +20,6 @@ from serveprune.compression.pruning.coupling.node import (
     operator,
     required,
 )
-from serveprune.compression.pruning.coupling.selection import sliced_axes
-from serveprune.compression.pruning.dependency_graph import DependencyGraph
-from serveprune.compression.pruning.units import Ids
 from serveprune.oip.tensor import Array
 
 _SPLIT_SIZES_AS_INPUT = 13

@@ -7,8 +7,8 @@ import onnx_ir as ir
 from onnx_ir.passes import common as passes
 from onnxscript import optimizer
 
-from serveprune.compression.pruning.coupling.node import constant, operator
 from serveprune.errors import InvalidArgument
+from serveprune.graph.node import constant, operator
 from serveprune.graph.onnx_file import write_graph
 
 _QUANTIZED = ("Quantize", "Dequantize", "DynamicQuantize", "QLinear", "QAttention", "QGemm", "QMoE", "QEmbed")

@@ -21,7 +21,6 @@ from serveprune.compression.pruning.coupled_allocation import (
     RemovableBlock,
     WidthAllocation,
 )
-from serveprune.compression.pruning.coupling.node import key
 from serveprune.compression.pruning.dependency_graph import DependencyGraph, PruningGroup
 from serveprune.compression.pruning.equivalence import check_surgery
 from serveprune.compression.pruning.footprint_cost import footprint_cost
@@ -48,6 +47,7 @@ from serveprune.config.pruning import PruneOptions
 from serveprune.errors import InvalidArgument
 from serveprune.evaluation.dataset import Dataset
 from serveprune.evaluation.latency import measure_latency
+from serveprune.graph.node import key
 from serveprune.graph.onnx_file import write_graph
 
 _MISSED_RATIO = 0.05

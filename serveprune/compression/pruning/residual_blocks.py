@@ -5,8 +5,8 @@ from dataclasses import dataclass
 
 import onnx_ir as ir
 
-from serveprune.compression.pruning.coupling.node import key, operator
 from serveprune.compression.pruning.observation import Observation
+from serveprune.graph.node import key, operator
 
 _WITH_WEIGHTS = frozenset(
     {"Conv", "ConvTranspose", "MatMul", "Gemm", "Attention", "LSTM", "GRU", "RNN"}

@@ -7,11 +7,11 @@ import onnx_ir as ir
 from onnx_ir.passes import common as passes
 
 from serveprune.compression.pruning.coupling.contraction import Contraction
-from serveprune.compression.pruning.coupling.node import constant, key
 from serveprune.compression.pruning.dependency_graph import DependencyGraph
 from serveprune.compression.pruning.patches import Removal, add_constant, patch
 from serveprune.compression.pruning.residual_blocks import ResidualBlock
 from serveprune.errors import InvalidArgument, NotFound
+from serveprune.graph.node import constant, key
 from serveprune.oip.tensor import Array
 
 

@@ -4,9 +4,9 @@ import numpy as np
 import onnx_ir as ir
 
 from serveprune.compression.pruning.axes import Axes
-from serveprune.compression.pruning.coupling.node import attribute, given, integers, label, required
 from serveprune.compression.pruning.coupling.walk import Rule, Walk
 from serveprune.compression.pruning.units import Ids
+from serveprune.graph.node import attribute, given, integers, label, required
 
 
 def attention(node: ir.Node, walk: Walk) -> list[Axes]:

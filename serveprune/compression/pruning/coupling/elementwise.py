@@ -3,9 +3,9 @@
 import onnx_ir as ir
 
 from serveprune.compression.pruning.axes import Axes
-from serveprune.compression.pruning.coupling.node import label
 from serveprune.compression.pruning.coupling.walk import Rule, Walk
 from serveprune.compression.pruning.units import Ids
+from serveprune.graph.node import label
 
 
 def unary(node: ir.Node, walk: Walk) -> list[Axes]:

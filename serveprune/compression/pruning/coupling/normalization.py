@@ -3,8 +3,8 @@
 import onnx_ir as ir
 
 from serveprune.compression.pruning.axes import Axes
-from serveprune.compression.pruning.coupling.node import attribute, constant, label, listed, required
 from serveprune.compression.pruning.coupling.walk import Rule, Walk
+from serveprune.graph.node import attribute, constant, label, listed, required
 
 _SOFTMAX_ALONG_ONE_AXIS = 13
 _GROUP_PARAMETERS_PER_CHANNEL = 21

@@ -5,10 +5,10 @@ from dataclasses import dataclass
 import onnx_ir as ir
 
 from serveprune.compression.pruning.axes import Axes
-from serveprune.compression.pruning.coupling.node import attribute, given, label, required
 from serveprune.compression.pruning.coupling.walk import Rule, Walk
 from serveprune.compression.pruning.observation import Shape
 from serveprune.compression.pruning.units import Ids
+from serveprune.graph.node import attribute, given, label, required
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,8 +3,8 @@
 import onnx_ir as ir
 
 from serveprune.compression.pruning.axes import Axes
-from serveprune.compression.pruning.coupling.node import label, required
 from serveprune.compression.pruning.coupling.walk import Rule, Walk
+from serveprune.graph.node import label, required
 
 
 def recurrence(node: ir.Node, walk: Walk) -> list[Axes]:

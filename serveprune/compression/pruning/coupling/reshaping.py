@@ -7,10 +7,10 @@ import numpy as np
 import onnx_ir as ir
 
 from serveprune.compression.pruning.axes import Axes, positions, reshape_runs
-from serveprune.compression.pruning.coupling.node import attribute, key, label, required
 from serveprune.compression.pruning.coupling.walk import Rule, Walk
 from serveprune.compression.pruning.observation import Shape
 from serveprune.compression.pruning.units import Ids
+from serveprune.graph.node import attribute, key, label, required
 
 
 @dataclass(frozen=True, slots=True)

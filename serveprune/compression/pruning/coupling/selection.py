@@ -4,9 +4,9 @@ import numpy as np
 import onnx_ir as ir
 
 from serveprune.compression.pruning.axes import Axes
-from serveprune.compression.pruning.coupling.node import attribute, constant, given, label, listed, required
 from serveprune.compression.pruning.coupling.walk import Rule, Walk
 from serveprune.compression.pruning.units import Ids
+from serveprune.graph.node import attribute, constant, given, label, listed, required
 
 
 def concatenation(node: ir.Node, walk: Walk) -> list[Axes]:

@@ -21,8 +21,8 @@ from serveprune.compression.pruning.coupling import (
     reshaping,
     selection,
 )
-from serveprune.compression.pruning.coupling.node import operator
 from serveprune.compression.pruning.coupling.walk import Rule, Walk
+from serveprune.graph.node import operator
 
 RULES: Mapping[str, Rule] = MappingProxyType(
     {

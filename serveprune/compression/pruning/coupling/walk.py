@@ -6,9 +6,9 @@ import onnx_ir as ir
 
 from serveprune.compression.pruning.axes import Axes
 from serveprune.compression.pruning.coupling.contraction import Contraction
-from serveprune.compression.pruning.coupling.node import label, required
 from serveprune.compression.pruning.observation import Observation, Shape
 from serveprune.compression.pruning.units import Ids, RemovalUnits
+from serveprune.graph.node import label, required
 
 AttentionPart = Literal["heads", "head_dims"]
 """What goes as a whole where a channel axis is made of heads and their dims."""
