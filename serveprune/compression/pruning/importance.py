@@ -17,7 +17,7 @@ _STEPS = 96
 
 _COMPACT_BELOW = 0.8
 
-DAMPING_RATIO = 0.1
+_DAMPING_RATIO = 0.1
 """Ridge, as a fraction of the mean variance of the inputs: calibration sets are small."""
 
 
@@ -123,7 +123,7 @@ class _Compensation:
         covariance, _ = moments.centred()
         # The energy of what the weights give on these inputs; a map's own scale must not count.
         self._energy = max(float(np.einsum("ij,ij->", matrix, covariance @ matrix)), 1e-12)
-        covariance[np.diag_indices_from(covariance)] += DAMPING_RATIO * np.trace(covariance) / len(covariance) + 1e-12
+        covariance[np.diag_indices_from(covariance)] += damping(covariance, rows=moments.count)
         self._inverse = np.linalg.inv(covariance)
         self._matrix = matrix.copy()
         self._rows = rows
@@ -226,3 +226,13 @@ def _by_score(scores: Matrix) -> RemovalOrder:
     order = np.argsort(scores, kind="stable")
     total = max(float(scores.sum()), 1e-12)
     return RemovalOrder(order, np.concatenate([[0.0], np.cumsum(scores[order]) / total]))
+
+
+def damping(second_moments: Matrix, *, rows: int) -> float:
+    """Return the ridge for least squares from ``(inputs, inputs)`` second moments of so many rows.
+
+    With fewer rows than inputs any inputs can be made up for on these rows, and only the ridge knows of others: it
+    grows with the inputs per row.
+    """
+    inputs = len(second_moments)
+    return float(_DAMPING_RATIO * (1 + inputs / rows) * np.trace(second_moments) / inputs) + 1e-12

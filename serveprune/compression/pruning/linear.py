@@ -68,16 +68,21 @@ class LinearMap:
 
     @classmethod
     def of(cls, node: ir.Node, *, data: ir.Value, weight: ir.Value, channels_axis: int) -> "LinearMap | None":
-        """Describe a node; ``None`` for those that are no plain product (grouped and transposed Conv)."""
+        """Describe a node; ``None`` for those that are no plain product (grouped and transposed Conv).
+
+        Nor is it one whose weight others read as well: what fits here would not fit there.
+        """
         array = weight.const_value
         assert array is not None
+        if len(weight.uses()) > 1 or not _offset_by_constant(node):
+            return None
         if node.op_type == "Conv":
             groups = node.attributes.get("group")
             if groups is not None and groups.as_int() != 1:
                 return None
             taps = int(np.prod(array.shape.numpy()[2:]))
         elif node.op_type in ("Gemm", "MatMul") and len(array.shape) == 2 and node.inputs[1] is weight:
-            if node.op_type == "Gemm" and node.attributes.get("transA") and node.attributes["transA"].as_int():
+            if node.op_type == "Gemm" and not _is_plain(node):
                 return None
             taps = 1
         else:
@@ -128,6 +133,23 @@ class LinearMap:
     def matrix_rows(self, channels: NDArray[np.int64]) -> NDArray[np.int64]:
         """Return the rows of the matrix that belong to these input channels, channel after channel."""
         return (channels[:, None] * self.taps + np.arange(self.taps)).ravel()
+
+
+def _offset_by_constant(node: ir.Node) -> bool:
+    """Tell whether the third input, if there is one, is the same for all rows."""
+    bias = node.inputs[2] if len(node.inputs) > 2 else None
+    if bias is None or bias.const_value is None:
+        return bias is None
+    return bias.const_value.size == max(bias.const_value.shape.numpy(), default=1)
+
+
+def _is_plain(gemm: ir.Node) -> bool:
+    """Tell whether a Gemm neither transposes its rows nor scales what it adds up."""
+    return all(
+        gemm.attributes[name].value == plain
+        for name, plain in (("transA", 0), ("alpha", 1.0), ("beta", 1.0))
+        if name in gemm.attributes
+    )
 
 
 def _receptive_fields(data: Array, node: ir.Node) -> Array:

@@ -24,6 +24,7 @@ from serveprune.oip.tensor import Array
 
 _SPLIT_SIZES_AS_INPUT = 13
 _INFER = -1
+_COPY = 0
 
 
 @dataclass(slots=True)
@@ -116,7 +117,7 @@ def _shape_input(slot: int) -> Patch:
 
     def change(node: ir.Node, removal: Removal) -> None:
         sizes, wanted = removal.shrunk(node.outputs[0]), given(node, slot)
-        if not sizes or wanted is None or attribute(node, "axes") is not None:
+        if not sizes or wanted is None:
             return
         shape = constant(wanted)
         name = f"{key(node)}_shape"
@@ -124,19 +125,27 @@ def _shape_input(slot: int) -> Patch:
             node.replace_input_with(slot, _computed_shape(node, wanted, sizes, removal))
             return
         patched = shape.astype(np.int64).copy()
-        rank = len(removal.graph.axes(key(node)))
-        before = removal.graph.axes(node.inputs[0].name or "") if node.inputs[0] is not None else ()
-        for axis, (_, size) in sizes.items():
-            # A size that is to be inferred still comes out right; an Expand need not name the first axes.
-            if rank - axis <= len(patched) and patched[axis - rank] != _INFER:
-                patched[axis - rank] = size
-        for axis in np.flatnonzero(patched == 0).tolist() if operator(node) == "Reshape" else ():
-            # A size that is copied from an axis which gets shorter, to one which does not, has to be written out.
-            if axis < len(before) and len(removal.positions(before[axis])):
-                patched[axis] = len(before[axis])  # type: ignore[arg-type]
+        places = _places(node, rank=len(removal.graph.axes(key(node))), count=len(patched))
+        copied = removal.shrunk(required(node, 0))
+        for axis in {*sizes, *copied} & set(places):
+            place = places[axis]
+            if patched[place] == _COPY and operator(node) == "Reshape":
+                # A size that is copied from an axis which does not change as this one does has to be written out.
+                if sizes.get(axis) != copied.get(axis):
+                    patched[place] = sizes[axis][1] if axis in sizes else copied[axis][0]
+            elif axis in sizes and patched[place] != _INFER:
+                patched[place] = sizes[axis][1]
         _set_input(node, slot, removal.add_constant(name, patched))
 
     return change
+
+
+def _places(node: ir.Node, *, rank: int, count: int) -> Mapping[int, int]:
+    """Return where the size of each output axis stands: a Resize may name its axes, an Expand leave out the first."""
+    named = integers(node, "axes")
+    if named is not None:
+        return {axis % rank: place for place, axis in enumerate(named)}
+    return {axis: axis - rank + count for axis in range(max(rank - count, 0), rank)}
 
 
 def _computed_shape(
@@ -145,12 +154,11 @@ def _computed_shape(
     """Insert nodes that scale the computed sizes of the axes that get shorter; -1, 0 and an Expand's 1 stay."""
     length = wanted.shape[0] if wanted.shape is not None and len(wanted.shape) == 1 else None
     rank = len(removal.graph.axes(key(node)))
-    count = length if isinstance(length, int) else rank
+    count = length if isinstance(length, int) else len(integers(node, "axes") or range(rank))
     new, old = np.ones(count, np.int64), np.ones(count, np.int64)
-    for axis, (before, after) in sizes.items():
+    for axis, place in _places(node, rank=rank, count=count).items():
         # An axis that repeats its units (batch and heads as one) is a multiple of the old size.
-        if rank - axis <= count:
-            old[axis - rank], new[axis - rank] = before, after
+        old[place], new[place] = sizes.get(axis, (1, 1))
     base = f"{key(node)}_sizes"
 
     def insert(operator_name: str, inputs: list[ir.Value], suffix: str) -> ir.Value:

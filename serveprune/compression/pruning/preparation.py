@@ -10,9 +10,7 @@ from onnxscript import optimizer
 from serveprune.errors import InvalidArgument
 from serveprune.graph.node import constant, operator
 from serveprune.graph.onnx_file import write_graph
-
-_QUANTIZED = ("Quantize", "Dequantize", "DynamicQuantize", "QLinear", "QAttention", "QGemm", "QMoE", "QEmbed")
-_INTEGER = ("ConvInteger", "MatMulInteger", "MatMulIntegerToFloat", "MatMulNBits", "MatMulBnb4", "GatherBlockQuantized")
+from serveprune.graph.quantized import quantized_node
 
 
 def prepare(graph: Path, *, output: Path) -> ir.Model:
@@ -32,6 +30,7 @@ def prepare(graph: Path, *, output: Path) -> ir.Model:
     """
     model = ir.load(graph)
     require_float(model)
+    passes.TopologicalSortPass()(model)  # ONNX Runtime also takes nodes in any order
     passes.InlinePass()(model)
     passes.RemoveInitializersFromInputsPass()(model)
     optimizer.fold_constants(model, should_fold=lambda node: False if _reads_tied_weight(node) else None)
@@ -56,13 +55,12 @@ def require_float(model: ir.Model) -> None:
     Raises:
         InvalidArgument: It is; the message names the first operator that shows it.
     """
-    for graph in model.graphs():
-        for node in graph:
-            if node.op_type.startswith(_QUANTIZED) or node.op_type in _INTEGER:
-                raise InvalidArgument(
-                    f"the graph is already quantized ({operator(node)} {node.name or node.outputs[0].name}): "
-                    "prune before quantizing; start from the float model, and put `prune` before `quantize`"
-                )
+    node = quantized_node(model)
+    if node is not None:
+        raise InvalidArgument(
+            f"the graph is already quantized ({operator(node)} {node.name or node.outputs[0].name}): "
+            "prune before quantizing; start from the float model, and put `prune` before `quantize`"
+        )
 
 
 def unshare_constants(graph: ir.Graph) -> None:
@@ -103,7 +101,8 @@ def _copy(graph: ir.Graph, name: str, value: ir.Value, count: int) -> ir.Value:
     while f"{name}_copy{count}" in graph.initializers:
         count += 1
     copied = f"{name}_copy{count}"
-    tensor = ir.tensor(value.const_value.numpy(), dtype=value.const_value.dtype, name=copied)
+    array = np.array(value.const_value.numpy())  # no view: a file that is read from could not be closed
+    tensor = ir.tensor(array, dtype=value.const_value.dtype, name=copied)
     copy = ir.Value(name=copied, shape=value.shape, type=value.type, const_value=tensor)
     graph.register_initializer(copy)
     return copy

@@ -1,17 +1,18 @@
 """Making up for what was removed, in closed form from unlabelled samples."""
 
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from serveprune.compression.pruning.importance import DAMPING_RATIO
+from serveprune.compression.pruning.importance import damping
 from serveprune.compression.pruning.linear import LinearMap, Matrix
 from serveprune.compression.pruning.statistics import Moments, MomentSum, add_rows, unpadded_batches
 from serveprune.compression.pruning.walk import Halt, Walk
 from serveprune.evaluation.dataset import Dataset
+from serveprune.graph.node import attribute
 from serveprune.oip.tensor import Array
 
 _MOST_SCALING = 2.0
@@ -62,14 +63,14 @@ def refit(
         sums = {item.node: MomentSum() for item in maps}
         for batch, (seen, given) in enumerate(zip(pruned.advance(), wanted.advance(), strict=True)):
             for item in maps:
-                output = _wanted(item, seen, given, kept=kept.get(item.node))
+                output = wanted_output(item, seen, given, kept=kept.get(item.node))
                 add_rows(sums[item.node], item, nodes[item.node], data=seen[item.data], output=output, seed=batch)
         for item in maps:
             _fit(model.graph, nodes[item.node], item, sums[item.node].moments(), steps=steps)
         progress((index + 1) / len(stages))
 
 
-def _wanted(
+def wanted_output(
     item: LinearMap, seen: Mapping[str, Array], given: Mapping[str, Array], *, kept: NDArray[np.int64] | None
 ) -> Array:
     """Return what a map should give, in its own layout: what dense gave, or what its stream lacks to be dense's."""
@@ -99,24 +100,71 @@ def _fit(container: ir.Graph, node: ir.Node, item: LinearMap, moments: Moments, 
     _set_bias(container, node, bias.astype(weight.dtype))
 
 
-def reestimate_batch_norms(model: ir.Model, *, samples: Dataset, workspace: Path, threads: int) -> None:
-    """Set the statistics of every BatchNormalization to those of its inputs on the samples, in order, in place."""
-    norms = [node for node in model.graph if node.op_type == "BatchNormalization"]
-    halts = [Halt((_given(node, 0).name or "",), before=node.outputs[0].name) for node in norms]
-    few = unpadded_batches(samples.head(_BATCH_NORM_SAMPLES))
-    walk = Walk(model, halts, batches=few, workspace=workspace, threads=threads)
-    for node in norms:
-        count, total, squares = 0, np.zeros(1), np.zeros(1)
-        for (array,) in (seen.values() for seen in walk.advance()):
-            axes = (0, *range(2, array.ndim))
-            count += array.size // array.shape[1]
-            total = total + array.sum(axis=axes, dtype=np.float64)
-            squares = squares + np.square(array, dtype=np.float64).sum(axis=axes)
-        mean = total / count
-        variance = np.maximum(squares / count - np.square(mean), 0.0)
-        for value, statistic in ((_given(node, 3), mean), (_given(node, 4), variance)):
-            assert value.const_value is not None
-            value.const_value = ir.tensor(statistic.astype(value.const_value.numpy().dtype), name=value.name)
+def reestimate_batch_norms(
+    model: ir.Model,
+    *,
+    dense: ir.Model,
+    kept: Mapping[str, NDArray[np.int64]],
+    samples: Dataset,
+    workspace: Path,
+    threads: int,
+) -> None:
+    """Let the statistics of every BatchNormalization follow what pruning did to its inputs, in order, in place.
+
+    Means move by as much, and variances by the same factor, as they do on the samples between the dense and the pruned
+    graph. The samples' own statistics are not taken over: a few unlabelled samples are not the data that the network
+    was trained on.
+
+    Args:
+        model: The pruned graph.
+        dense: The graph it was made from, with the same names.
+        kept: Per BatchNormalization the channels that are still there; all where it has no entry.
+        samples: Unlabelled inputs.
+        workspace: For pieces of the graphs.
+        threads: Compute threads.
+    """
+    norms = _batch_norms(model)
+    originals = _batch_norms(dense)
+    few = samples.head(_BATCH_NORM_SAMPLES)
+    ours, theirs = (
+        Walk(
+            each,
+            [Halt((_given(nodes[name], 0).name or "",), before=name) for name in norms],
+            batches=unpadded_batches(few),
+            workspace=workspace,
+            threads=threads,
+        )
+        for each, nodes in ((model, norms), (dense, originals))
+    )
+    for name, node in norms.items():
+        mean, variance = _channel_statistics(ours.advance())
+        before = _channel_statistics(theirs.advance())
+        dense_mean, dense_variance = (each[kept[name]] if name in kept else each for each in before)
+        least = float(attribute(node, "epsilon", 1e-5))
+        _adjust(_given(node, 3), offset=mean - dense_mean)
+        _adjust(_given(node, 4), factor=(variance + least) / (dense_variance + least))
+
+
+def _batch_norms(model: ir.Model) -> dict[str, ir.Node]:
+    return {node.outputs[0].name or "": node for node in model.graph if node.op_type == "BatchNormalization"}
+
+
+def _channel_statistics(batches: Iterable[Mapping[str, Array]]) -> tuple[Matrix, Matrix]:
+    """Return mean and variance of each channel over all batches, ``(channels,)``."""
+    count, total, squares = 0, np.zeros(1), np.zeros(1)
+    for (array,) in (seen.values() for seen in batches):
+        axes = (0, *range(2, array.ndim))
+        count += array.size // array.shape[1]
+        total = total + array.sum(axis=axes, dtype=np.float64)
+        squares = squares + np.square(array, dtype=np.float64).sum(axis=axes)
+    mean = total / count
+    return mean, np.maximum(squares / count - np.square(mean), 0.0)
+
+
+def _adjust(value: ir.Value, *, factor: Matrix | float = 1.0, offset: Matrix | float = 0.0) -> None:
+    assert value.const_value is not None
+    now = value.const_value.numpy()
+    value.const_value = ir.tensor((now * factor + offset).astype(now.dtype), name=value.name)
 
 
 def _given(node: ir.Node, slot: int) -> ir.Value:
@@ -128,9 +176,9 @@ def _given(node: ir.Node, slot: int) -> ir.Value:
 def solve(moments: Moments, start: Matrix) -> Matrix:
     """Return the weights ``(inputs, outputs)`` that give the outputs best, leaning on ``start``."""
     covariance, cross = moments.centred()
-    ridge = DAMPING_RATIO * np.trace(covariance) / len(covariance) + 1e-12
+    ridge = damping(covariance, rows=moments.count)
     covariance[np.diag_indices_from(covariance)] += ridge
-    return np.linalg.solve(covariance, cross + ridge * start)
+    return np.asarray(np.linalg.solve(covariance, cross + ridge * start), np.float64)
 
 
 def match_variance(moments: Moments, matrix: Matrix) -> Matrix:

@@ -8,7 +8,7 @@ import numpy as np
 import onnx_ir as ir
 
 from serveprune.backends.onnx_runtime import OnnxRuntimeBackend
-from serveprune.compression.pruning.importance import DAMPING_RATIO, Consumer, RemovalOrder
+from serveprune.compression.pruning.importance import Consumer, RemovalOrder, damping
 from serveprune.compression.pruning.linear import Matrix
 from serveprune.compression.pruning.statistics import Moments
 from serveprune.compression.pruning.walk import Halt, Walk
@@ -76,6 +76,7 @@ class SensitivityProbe:
             threads=threads,
         )
         self._reference = list(map(_floats, self._walk.look_ahead({})))
+        self._energy = sum(map(energy, zip(*self._reference, strict=True)))
 
     def error_of(self, graph: Path, *, threads: int) -> float:
         """Return the share of the answers' energy that is lost with this graph in place of the dense one."""
@@ -110,7 +111,7 @@ class SensitivityProbe:
         for share in _REMOVED_SHARES:
             count = min(max(round(share * width), 1), width - 1)
             gone = order.units[:count]
-            changed = {item.map.weight: _without(item, gone, weights, moments) for item in consumers}
+            changed = {item.map.weight: weights_without(item, gone, weights, moments) for item in consumers}
             error = self._lost(map(_floats, self._walk.look_ahead(changed)))
             points.append((max(float(order.errors[count]), _LEAST_ERROR), max(error, _LEAST_ERROR)))
         (first, low), (second, high) = points
@@ -120,19 +121,32 @@ class SensitivityProbe:
         return Sensitivity(scale, exponent)
 
     def _lost(self, answers: Iterable[Sequence[Array]]) -> float:
-        lost = energy = 0.0
+        lost = 0.0
         for reference, given in zip(self._reference, answers, strict=True):
             for wanted, got in zip(reference, given, strict=True):
                 lost += float(np.square(got - wanted, dtype=np.float64).sum())
-                energy += float(np.square(wanted - wanted.mean(axis=0), dtype=np.float64).sum())
-        return lost / max(energy, _LEAST_ERROR)
+        return lost / max(self._energy, _LEAST_ERROR)
+
+
+def energy(batches: Sequence[Array]) -> float:
+    """Return the sum of squares of one answer about its mean over all samples, however few share a batch.
+
+    Args:
+        batches: ``(samples, ...)``; where samples differ in length, the mean is one over all their tokens.
+    """
+    rows = list(batches)
+    if len({batch.shape[1:] for batch in rows}) > 1:
+        widths = {batch.shape[-1] for batch in rows}
+        rows = [batch.reshape(-1, batch.shape[-1] if len(widths) == 1 else 1) for batch in rows]
+    mean = sum(batch.sum(axis=0, dtype=np.float64) for batch in rows) / sum(map(len, rows))
+    return float(sum(np.square(batch - mean, dtype=np.float64).sum() for batch in rows))
 
 
 def _floats(answers: Mapping[str, Array]) -> list[Array]:
     return [array for array in answers.values() if array.dtype.kind == "f"]
 
 
-def _without(
+def weights_without(
     item: Consumer,
     gone: np.ndarray[tuple[int], np.dtype[np.int64]],
     weights: Mapping[str, Array],
@@ -145,7 +159,7 @@ def _without(
     kept = np.setdiff1d(np.arange(len(matrix)), rows)
     # Means are not taken out here: there is no bias to make up for them in this graph.
     second = moments[item.map.node].xx.copy()
-    second[np.diag_indices_from(second)] += DAMPING_RATIO * np.trace(second) / len(second) + 1e-12
+    second[np.diag_indices_from(second)] += damping(second, rows=moments[item.map.node].count)
     changed = np.zeros_like(matrix)
     changed[kept] = np.linalg.solve(second[np.ix_(kept, kept)], second[kept] @ matrix)
     return item.map.weight_like(changed, weight)

@@ -29,13 +29,10 @@ def multi_head_attention(node: ir.Node, walk: Walk) -> list[Axes]:
     axes = [walk.of(node.inputs[slot]) for slot in range(3)]
     bias = walk.of(given(node, 3))
     start = 0
-    for slot, own in enumerate(axes):
-        channels, size = own[2], walk.shape(node.inputs[slot])[2] or 0
-        if bias and bias[0] is not None and channels is not None:
-            walk.units.join(channels, bias[0][start : start + size])
+    for slot, own in enumerate(axes if bias else ()):
+        size = walk.shape(node.inputs[slot])[2] or 0
+        walk.couple(own[2], None if bias[0] is None else bias[0][start : start + size], f"bias of {label(node)}")
         start += size
-    if bias and any(own[2] is None for own in axes):
-        walk.keep(bias, f"bias of {label(node)}")
     return [_three_axes(node, axes, heads, heads, given(node, 5), walk, whole_heads=bool(bias))]
 
 

@@ -33,6 +33,8 @@ def reshape(node: ir.Node, walk: Walk) -> list[Axes]:
     if all(ids is None for ids in axes):
         return [tuple(made)]
     sizes = [_seen(walk, value) for value in (data, output)]
+    if 0 in sizes[0][0]:
+        return walk.pinned(node, f"holds nothing in {label(node)}")
     runs = [reshape_runs(first, second) for first, second in zip(*sizes, strict=True)]
     if runs[0] != runs[1]:
         return walk.pinned(node, f"axes mix differently for different inputs in {label(node)}")
@@ -64,7 +66,7 @@ def _join(run: _Run, axes: Axes, walk: Walk) -> Ids | None:
     wide = [axis for axis in run.source if run.before[axis] != 1]
     while wide and run.before[wide[0]] is None and axes[wide[0]] is None:
         wide.pop(0)
-    carriers = [axis for axis in wide if axes[axis] is not None]
+    carriers = _carriers(axes, wide, run, walk)
     if not carriers:
         return None
     sizes = [run.before[axis] for axis in wide]
@@ -85,6 +87,16 @@ def _join(run: _Run, axes: Axes, walk: Walk) -> Ids | None:
     ids = axes[carrier]
     assert ids is not None
     return ids[positions(extents, wide.index(carrier))]
+
+
+def _carriers(axes: Axes, wide: list[int], run: _Run, walk: Walk) -> list[int]:
+    """Return which of some axes have units; copies (keys that several heads share) give way to what has weights."""
+    carriers = [axis for axis in wide if axes[axis] is not None]
+    copies = [axis for axis in carriers if (ids := axes[axis]) is not None and walk.holds_copies(ids)]
+    if len(copies) in (0, len(carriers)):
+        return carriers
+    walk.keep((axes[axis] for axis in copies), f"joined with another prunable axis by {label(run.node)}")
+    return [axis for axis in carriers if axis not in copies]
 
 
 def _free_units(ids: Ids | None, walk: Walk) -> int:
@@ -116,7 +128,7 @@ def _split(run: _Run, joined: Ids, made: list[Ids | None], walk: Walk) -> None:
     grid = joined.reshape(extents)
     carrier = _natural_carrier(walk.units.roots(grid))
     if carrier is None and walk.carriers is None:
-        fresh = [(axis, walk.units.fresh(size)) for axis, size in zip(parts, extents, strict=True)]
+        fresh = [(axis, _part_units(walk, grid, position)) for position, axis in enumerate(parts)]
         walk.parts[key(run.node), run.source.start] = fresh
         for axis, ids in fresh:
             made[axis] = ids
@@ -130,6 +142,14 @@ def _split(run: _Run, joined: Ids, made: list[Ids | None], walk: Walk) -> None:
         part = walk.carriers.get((key(run.node), run.source.start))
         if part is not None and part.holds is not None and part.axis == parts[carrier]:
             walk.marks.append((rows[:, 0].copy(), part.holds))
+
+
+def _part_units(walk: Walk, grid: Ids, part: int) -> Ids:
+    """Return new units for one part of a split axis, equal ones where it holds the same (a batch of the same heads)."""
+    roots = walk.units.roots(grid)
+    rows = np.moveaxis(roots, part, 0).reshape(roots.shape[part], -1)
+    different, which = np.unique(rows, axis=0, return_inverse=True)
+    return walk.units.fresh(len(different))[which.reshape(-1)]
 
 
 def _natural_carrier(roots: Ids) -> int | None:
@@ -157,16 +177,16 @@ def transpose(node: ir.Node, walk: Walk) -> list[Axes]:
 
 
 def expand(node: ir.Node, walk: Walk) -> list[Axes]:
-    """Broadcast to a shape; an axis that grows had a single position."""
+    """Broadcast to a shape; an axis that grows had a single position, and its copies go with what they meet."""
     axes, before, after = walk.of(node.inputs[0]), walk.shape(node.inputs[0]), walk.shape(node.outputs[0])
     lead = len(after) - len(before)
-    made: list[Ids | None] = [None] * lead
-    for ids, size, grown in zip(axes, before, after[lead:], strict=True):
+    made: list[Ids | None] = []
+    for ids, size, grown in zip((None,) * lead + axes, (1,) * lead + before, after, strict=True):
         if size == grown:
             made.append(ids)
         else:
             walk.pin(ids, f"is broadcast by {label(node)}")
-            made.append(None)
+            made.append(None if grown is None else walk.repeated(grown))
     return [tuple(made)]
 
 

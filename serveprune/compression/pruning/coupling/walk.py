@@ -34,6 +34,7 @@ class Walk:
             activations are contracted over, or that products make, hold head dims.
         marks: Units known to be heads or head dims.
         kernels: Names of the constants that are convolution kernels.
+        copies: Units of positions that a single one was repeated to: they own nothing, and go with what they meet.
     """
 
     units: RemovalUnits
@@ -47,6 +48,7 @@ class Walk:
     evidence: list[tuple[Ids, AttentionPart]] = field(default_factory=list)
     marks: list[tuple[Ids, AttentionPart]] = field(default_factory=list)
     kernels: set[str] = field(default_factory=set)
+    copies: set[int] = field(default_factory=set)
 
     def shape(self, value: ir.Value | None) -> Shape:
         """Return the sizes of a value, ``None`` for dynamic axes."""
@@ -92,7 +94,17 @@ class Walk:
             self.pin(second, reason)
             return None
         self.units.join(first, second)
-        return first
+        return second if self.holds_copies(first) else first
+
+    def repeated(self, count: int) -> Ids:
+        """Return units for the copies of a single position."""
+        made = self.units.fresh(count)
+        self.copies.update(made.tolist())
+        return made
+
+    def holds_copies(self, ids: Ids) -> bool:
+        """Tell whether the positions of an axis are copies of one."""
+        return len(ids) > 0 and int(ids[0]) in self.copies
 
     def couple_sizes(self, met: Sequence[tuple[Ids | None, int | None]], node: ir.Node) -> Ids | None:
         """Make axes one that meet by numpy's broadcasting: ids and size of each; a size of 1 meets every position."""

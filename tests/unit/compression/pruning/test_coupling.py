@@ -530,6 +530,80 @@ def _(n: Network) -> str:
     return _rows(n, repeated)
 
 
+def _heads(n: Network, name: str) -> str:
+    """Two heads of four dims, ``(N, 2, S, 4)``, of ``x``, ``(N, S, 4)``."""
+    made: str = n.node(
+        "Transpose", n.node("Reshape", n.linear("x", 4, 8, name=name), n.integers(0, 0, 2, 4)), perm=[0, 2, 1, 3]
+    )
+    return made
+
+
+def _joined_heads(n: Network, x: str) -> str:
+    x = n.node("Reshape", n.node("Transpose", x, perm=[0, 2, 1, 3]), n.integers(0, 0, 8))
+    return n.linear(x, 8, 3, name="o", bias=False)
+
+
+HEADS: list[Group] = [(2, {("q", 1), ("k", 1), ("v", 1), ("o", 0)})]
+
+
+@row("Expand of a mask to all heads", HEADS)
+def _(n: Network) -> str:
+    x = n.input("N", "S", 4)
+    mask = n.node("Unsqueeze", n.node("ReduceMean", x, n.integers(2), keepdims=0), n.integers(1, 2))
+    batch, rows = (n.node("Shape", x, start=axis, end=axis + 1) for axis in (0, 1))
+    mask = n.node("Expand", mask, n.node("Concat", batch, n.integers(2, 1), rows, axis=0))
+    scores = n.node("MatMul", _heads(n, "q"), n.node("Transpose", _heads(n, "k"), perm=[0, 1, 3, 2]))
+    weights = n.node("Softmax", n.node("Add", mask, scores))
+    return _joined_heads(n, n.node("MatMul", weights, _heads(n, "v")))
+
+
+@row("Reshape to heads of a batch of fixed size", HEADS)
+def _(n: Network) -> str:
+    n.input(2, 6, 4)
+
+    def heads(name: str) -> str:
+        x = n.node("Transpose", n.linear("x", 4, 8, name=name), perm=[1, 0, 2])
+        x = n.node("Transpose", n.node("Reshape", x, n.integers(6, 4, 4)), perm=[1, 0, 2])
+        made: str = n.node("Reshape", n.node("Neg", x), n.integers(2, 2, 6, 4))
+        return made
+
+    weights = n.node("Softmax", n.node("MatMul", heads("q"), n.node("Transpose", heads("k"), perm=[0, 1, 3, 2])))
+    return _joined_heads(n, n.node("MatMul", weights, heads("v")))
+
+
+@row("Reshape copies an axis of batch and heads", HEADS)
+def _(n: Network) -> str:
+    x = n.input("N", 6, 4)
+
+    def flat(name: str) -> str:
+        made: str = n.node("Reshape", _heads(n, name), n.integers(-1, 6, 4))
+        return made
+
+    scores = n.node("Softmax", n.node("MatMul", flat("q"), n.node("Transpose", flat("k"), perm=[0, 2, 1])))
+    x = n.node("Softmax", n.node("Reshape", n.node("MatMul", scores, flat("v")), n.integers(0, -1)))
+    return _joined_heads(n, n.node("Reshape", x, n.integers(-1, 2, 6, 4)))
+
+
+@row("Reshape of a value without elements", A_TO_B)
+def _(n: Network) -> str:
+    def middle(x: str) -> str:
+        nothing = n.node("Slice", x, n.integers(0), n.integers(0), n.integers(2))
+        nothing = n.node("Reshape", nothing, n.integers(0, 0), allowzero=1)
+        made: str = n.node("Add", x, n.node("ReduceSum", nothing))
+        return made
+
+    return _rows(n, middle)
+
+
+@row("com.microsoft::MultiHeadAttention with a computed bias", [])
+def _(n: Network) -> str:
+    x = n.input("N", "S", 4)
+    bias = n.node("Tile", n.node("ReduceMean", x, n.integers(0, 1), keepdims=0), n.integers(6))
+    parts = (n.linear(x, 4, 8, name=name, bias=False) for name in "qkv")
+    x = n.node("MultiHeadAttention", *parts, bias, domain="com.microsoft", num_heads=2)
+    return n.linear(x, 8, 3, name="o", bias=False)
+
+
 @row("Tile of channels", A_TO_B)
 def _(n: Network) -> str:
     return _rows(n, lambda x: n.node("Tile", x, n.integers(1, 1, 2)), read=16)
@@ -555,6 +629,23 @@ def _(n: Network) -> str:
     x = n.input(2, 3, 8, 8)
     x = n.node("Resize", n.conv(x, 3, 8, name="a"), "", "", n.integers(2, 8, 12, 12))
     return n.pooled_head(x, 8)
+
+
+@row("Resize to sizes of some axes", A_TO_HEAD)
+def _(n: Network) -> str:
+    return _images(n, lambda x: n.node("Resize", x, "", "", n.integers(12, 8, 12), axes=[-1, 1, 2]))
+
+
+@row("Resize to computed sizes of some axes", A_TO_HEAD)
+def _(n: Network) -> str:
+    def doubled(x: str) -> str:
+        made: str = n.node(
+            "Resize", x, "", "", n.node("Mul", n.node("Shape", x, start=1), n.integers(1, 2, 2)), axes=[1, 2, 3]
+        )
+        return made
+
+    x = n.input("N", 3, "H", "W")
+    return n.pooled_head(doubled(n.conv(x, 3, 8, name="a")), 8)
 
 
 @row("DepthToSpace", [(2, {("a", 0), ("head", 1)})])

@@ -1,6 +1,7 @@
 from pathlib import Path
 
 import numpy as np
+import onnx
 import onnx_ir as ir
 import pytest
 from unit.compression.pruning.networks import Network, read
@@ -35,6 +36,24 @@ def test_masked_graph_differs_from_the_dense_one(tmp_path: Path) -> None:
     ir.save(model, tmp_path / "masked.onnx")
     with pytest.raises(BuildFailed, match=r"output '\w+' differs by"):
         check_equivalence(tmp_path / "prepared.onnx", tmp_path / "masked.onnx", FEEDS)
+
+
+@pytest.mark.parametrize(("dtype", "allowed"), [(np.float32, 1e-4), (np.float16, 2e-3)])
+def test_graphs_may_differ_by_roundings_of_their_weights(
+    dtype: type[np.floating], allowed: float, tmp_path: Path
+) -> None:
+    def scaling(factor: float) -> Path:
+        n = Network()
+        scaled = n.node(
+            "Mul",
+            n.node("Cast", n.input("N", 4), to=onnx.helper.np_dtype_to_tensor_dtype(np.dtype(dtype))),
+            n.constant(dtype(factor)),
+        )
+        return n.save(tmp_path / f"{factor}.onnx", n.node("Cast", scaled, to=onnx.TensorProto.FLOAT))
+
+    assert check_equivalence(scaling(1 + allowed / 2), scaling(1), FEEDS) > 0
+    with pytest.raises(BuildFailed, match="of its scale"):
+        check_equivalence(scaling(1 + 4 * allowed), scaling(1), FEEDS)
 
 
 def test_group_at_fault_is_named_when_surgery_is_wrong(tmp_path: Path) -> None:

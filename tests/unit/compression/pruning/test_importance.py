@@ -3,11 +3,11 @@ import pytest
 
 from serveprune.compression.pruning.dependency_graph import PruningGroup, WeightSlice
 from serveprune.compression.pruning.importance import (
-    DAMPING_RATIO,
     Consumer,
     MagnitudeImportance,
     RandomImportance,
     ReconstructionImportance,
+    damping,
 )
 from serveprune.compression.pruning.linear import LinearMap, Matrix
 from serveprune.compression.pruning.statistics import Moments
@@ -47,7 +47,7 @@ def best_loss(rows: Matrix, weight: Matrix, gone: list[int]) -> float:
     centred = rows - rows.mean(axis=0)
     covariance = centred.T @ centred
     energy = np.trace(weight.T @ covariance @ weight)
-    damped = covariance + DAMPING_RATIO * np.trace(covariance) / len(covariance) * np.eye(len(covariance))
+    damped = covariance + damping(covariance, rows=len(rows)) * np.eye(len(covariance))
     kept = [index for index in range(len(weight)) if index not in gone]
     best = np.zeros_like(weight)
     best[kept] = np.linalg.solve(damped[np.ix_(kept, kept)], damped[kept] @ weight)

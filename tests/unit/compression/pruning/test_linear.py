@@ -1,3 +1,4 @@
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -54,6 +55,46 @@ def test_rows_times_matrix_are_the_convolution(
     (y,) = OnnxRuntimeBackend().load(path).run({"x": x})
     product = item.rows(x, node) @ item.matrix(weights["w"]) + weights["b"]
     np.testing.assert_allclose(product, item.outputs(y), atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("attributes", "offset"),
+    [
+        ({"alpha": 0.5}, (3,)),
+        ({"beta": 2.0}, (3,)),
+        ({"transA": 1}, (3,)),
+        ({}, (4, 3)),
+        ({}, None),
+    ],
+)
+def test_gemm_is_no_plain_product_when_it_does_more_than_multiply_and_add_a_vector(
+    tmp_path: Path, attributes: dict[str, Any], offset: tuple[int, ...] | None
+) -> None:
+    weights = {"w": np.ones((4, 3), np.float32)} | ({} if offset is None else {"c": np.ones(offset, np.float32)})
+    inputs: dict[str, tuple[int, Sequence[int | str]]] = {"x": (TensorProto.FLOAT, [4, 4])}
+    if offset is None:
+        inputs["c"] = (TensorProto.FLOAT, [4, 3])
+    path = save(
+        tmp_path / "gemm.onnx",
+        [helper.make_node("Gemm", ["x", "w", "c"], ["y"], **attributes)],
+        weights,
+        inputs=inputs,
+        outputs={"y": [4, 3]},
+    )
+    item, _, _ = linear_map(path, axis=0)
+    assert item is None
+
+
+def test_weight_is_no_layers_own_when_two_layers_read_it(tmp_path: Path) -> None:
+    path = save(
+        tmp_path / "tied.onnx",
+        [helper.make_node("MatMul", ["x", "w"], ["h"]), helper.make_node("MatMul", ["h", "w"], ["y"])],
+        {"w": np.ones((4, 4), np.float32)},
+        inputs={"x": (TensorProto.FLOAT, ["n", 4])},
+        outputs={"y": ["n", 4]},
+    )
+    item, _, _ = linear_map(path, axis=0)
+    assert item is None
 
 
 @pytest.mark.parametrize(

@@ -36,6 +36,31 @@ def test_tied_embedding_stays_one_matrix_when_pruned(tmp_path: Path) -> None:
     assert not any(shape in ((20, 8), (8, 20), (5, 20)) for shape in trial.after.values())
 
 
+def test_nodes_in_any_order_are_sorted(tmp_path: Path) -> None:
+    n = Network()
+    x = n.gemm(n.input("N", 4), 4, 8, name="a")
+    x = n.node("Add", x, n.gemm(n.node("Relu", x), 8, 8, name="b"))
+    model = onnx.load(n.save(tmp_path / "network.onnx", n.gemm(x, 8, 2, name="head")))
+    nodes = list(model.graph.node)
+    del model.graph.node[:]
+    model.graph.node.extend(reversed(nodes))
+    onnx.save(model, tmp_path / "reversed.onnx")
+    trial = prune(tmp_path / "reversed.onnx", workspace=tmp_path)
+    assert trial.groups == {(8, frozenset({("a", 0), ("b", 0), ("b", 1), ("head", 1)}))}
+    assert trial.difference < 1e-4
+
+
+def test_shared_constants_come_apart_when_they_lie_in_another_file(tmp_path: Path) -> None:
+    n = Network()
+    shift = n.weight(8, name="shift")
+    x = n.gemm(n.input("N", 4), 4, 8, name="a")
+    x = n.gemm(n.node("Add", x, shift), 8, 8, name="b")
+    model = onnx.load(n.save(tmp_path / "network.onnx", n.gemm(n.node("Add", x, shift), 8, 2, name="head")))
+    onnx.save(model, tmp_path / "beside.onnx", save_as_external_data=True, location="weights", size_threshold=0)
+    trial = prune(tmp_path / "beside.onnx", workspace=tmp_path)
+    assert [group.width for group in trial.graph.groups] == [8, 8]
+
+
 def test_functions_are_inlined_and_constants_lifted(tmp_path: Path) -> None:
     body = [
         helper.make_node("Constant", [], ["half"], value=helper.make_tensor("half", TensorProto.FLOAT, [], [0.5])),

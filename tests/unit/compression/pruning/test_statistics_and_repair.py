@@ -9,6 +9,7 @@ from unit.compression.graphs import save
 from serveprune.backends.onnx_runtime import OnnxRuntimeBackend
 from serveprune.compression.pruning.consumers import consumers_of
 from serveprune.compression.pruning.dependency_graph import DependencyGraph
+from serveprune.compression.pruning.importance import damping
 from serveprune.compression.pruning.observation import observe_sizes
 from serveprune.compression.pruning.repair import match_variance, reestimate_batch_norms, refit, solve
 from serveprune.compression.pruning.statistics import Moments, collect_moments
@@ -125,31 +126,62 @@ def test_collect_moments_are_those_of_what_the_map_reads_and_gives(tmp_path: Pat
     np.testing.assert_allclose(found.xy, active.T @ (active @ weight["down"]), rtol=1e-3, atol=1e-2)
 
 
-def test_batch_norm_statistics_become_those_of_the_samples(tmp_path: Path) -> None:
-    rng = np.random.default_rng(0)
-    constants: dict[str, Array] = {
-        "w": rng.standard_normal((4, 3, 1, 1)).astype(np.float32),
-        "scale": np.ones(4, np.float32),
-        "shift": np.zeros(4, np.float32),
-        "mean": np.full(4, 9.0, np.float32),
-        "variance": np.full(4, 9.0, np.float32),
+def _normalized(path: Path, *, weight: Array, mean: Array, variance: Array) -> ir.Model:
+    """Return a Conv of 3 channels and the BatchNormalization behind it."""
+    channels = len(weight)
+    constants = {
+        "w": weight,
+        "scale": np.ones(channels, np.float32),
+        "shift": np.zeros(channels, np.float32),
+        "mean": mean.astype(np.float32),
+        "variance": variance.astype(np.float32),
     }
     nodes = [
         helper.make_node("Conv", ["x", "w"], ["c"], name="conv"),
         helper.make_node("BatchNormalization", ["c", "scale", "shift", "mean", "variance"], ["y"], name="norm"),
     ]
-    path = save(
-        tmp_path / "norm.onnx",
+    graph = save(
+        path,
         nodes,
         constants,
         inputs={"x": (TensorProto.FLOAT, ["n", 3, 5, 5])},
-        outputs={"y": ["n", 4, 5, 5]},
+        outputs={"y": ["n", channels, 5, 5]},
     )
+    return ir.load(graph)
+
+
+def _constant(model: ir.Model, name: str) -> Array:
+    value = model.graph.initializers[name].const_value
+    assert value is not None
+    return np.asarray(value.numpy())
+
+
+def test_batch_norm_statistics_follow_the_change_of_their_inputs(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    weight = rng.standard_normal((4, 3, 1, 1)).astype(np.float32)
     pictures = (rng.standard_normal((64, 3, 5, 5)) * 2 + 1).astype(np.float32)
-    model = ir.load(path)
+    seen = np.einsum("oi,nihw->nohw", weight[:, :, 0, 0], pictures)
+    mean, variance = seen.mean(axis=(0, 2, 3)), seen.var(axis=(0, 2, 3))
+    dense = _normalized(tmp_path / "dense.onnx", weight=weight, mean=mean, variance=variance)
+    kept = np.array([0, 2])
+    pruned = _normalized(tmp_path / "pruned.onnx", weight=3 * weight[kept], mean=mean[kept], variance=variance[kept])
     samples = Dataset(tuple({"x": picture} for picture in pictures))
-    reestimate_batch_norms(model, samples=samples, workspace=tmp_path, threads=1)
-    ir.save(model, tmp_path / "again.onnx")
-    (y,) = OnnxRuntimeBackend().load(tmp_path / "again.onnx").run({"x": pictures})
-    np.testing.assert_allclose(y.mean(axis=(0, 2, 3)), 0, atol=1e-3)
-    np.testing.assert_allclose(y.var(axis=(0, 2, 3)), 1, atol=1e-2)
+    reestimate_batch_norms(pruned, dense=dense, kept={"y": kept}, samples=samples, workspace=tmp_path, threads=1)
+    np.testing.assert_allclose(_constant(pruned, "mean"), 3 * mean[kept], rtol=1e-3)
+    np.testing.assert_allclose(_constant(pruned, "variance"), 9 * variance[kept], rtol=1e-3)
+
+
+def test_batch_norm_statistics_stay_when_nothing_changed_whatever_the_samples(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    weight = rng.standard_normal((4, 3, 1, 1)).astype(np.float32)
+    mean, variance = np.arange(4.0), np.arange(1.0, 5.0)
+    dense, same = (_normalized(tmp_path / "net.onnx", weight=weight, mean=mean, variance=variance) for _ in range(2))
+    samples = Dataset(tuple({"x": np.full((3, 5, 5), each, np.float32)} for each in range(8)))
+    reestimate_batch_norms(same, dense=dense, kept={}, samples=samples, workspace=tmp_path, threads=1)
+    np.testing.assert_allclose(_constant(same, "mean"), mean, atol=1e-6)
+    np.testing.assert_allclose(_constant(same, "variance"), variance, rtol=1e-6)
+
+
+def test_ridge_grows_when_rows_are_fewer_than_inputs() -> None:
+    second = np.eye(100)
+    assert damping(second, rows=10) > 5 * damping(second, rows=1000)
