@@ -10,37 +10,37 @@ and studies its groups, which the others find done where they can share it.
 """
 
 import argparse
-import os
-import platform
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 
 import efficientnet
-import numpy as np
 import onnxruntime
 from isolated_build import BuildCost, build_isolated
+from timed_tiers import (
+    THREADS,
+    batch_of,
+    machine,
+    open_artifact,
+    quality_cell,
+    samples_of,
+    sessions,
+    speed,
+    speed_cell,
+)
 
 from serveprune.artifacts.builder import BuildRequest
-from serveprune.artifacts.environment import environment
 from serveprune.artifacts.manifest import LatencyRecord
-from serveprune.artifacts.store import Artifact, ArtifactStore
-from serveprune.backends.onnx_runtime import OnnxRuntimeBackend
+from serveprune.artifacts.store import Artifact
 from serveprune.cli.demo import lay_out
 from serveprune.config.loading import load_config
 from serveprune.config.model import DatasetConfig, ModelConfig
 from serveprune.config.profile import ProfileConfig
-from serveprune.config.server import StoreConfig
 from serveprune.evaluation.comparison import compare
-from serveprune.evaluation.dataset import Dataset, load_dataset
-from serveprune.evaluation.latency import measure_latency
+from serveprune.evaluation.dataset import load_dataset
 from serveprune.evaluation.task import Task
-from serveprune.oip.tensor import Array
-from serveprune.preprocessing.loading import load_preprocessor
 
-THREADS = 1
 BATCH_SIZE = 8
 TOKENS = 128
 MOST_SPREAD = 0.05
@@ -76,11 +76,10 @@ class Row:
 
     def cells(self, name: str) -> tuple[str, ...]:
         """Return the line's cells."""
-        speed = self.speed
         return (
             name,
             self.variant,
-            f"{speed.speedup:.2f}x ({1 / speed.ratio_high:.2f} to {1 / speed.ratio_low:.2f})",
+            speed_cell(self.speed),
             self.quality,
             f"{self.parameters:.2f}",
             f"{self.cost.wall_seconds:.0f} s ({self.cost.processor_seconds:.0f} s of processor)",
@@ -169,22 +168,18 @@ def _with_samples(subject: Subject, samples: int) -> Subject:
 def rows(name: str, subject: Subject, *, variants: list[str], store: Path) -> Iterator[Row]:
     """Build and judge one tier after the other."""
     dense_request = BuildRequest(model_name=name, model=subject.model)
-    dense = _open(store, build_isolated(dense_request, store=store, threads_of_serving=THREADS))
+    dense = open_artifact(store, build_isolated(dense_request, store=store, threads_of_serving=THREADS).key)
     for variant in variants:
         request = BuildRequest(
             model_name=name, model=subject.model, tier="lean", profile=_profile(subject, VARIANTS[variant])
         )
         cost = build_isolated(request, store=store, threads_of_serving=THREADS)
-        tier = _open(store, cost)
-        speed, further = _judged(subject, dense, tier)
-        measurements = tier.manifest.measurements
-        assert measurements is not None
-        quality = [f"{metric} {value:.4f}" for metric, value in measurements.quality.items()]
-        quality += [f"(dense: {metric} {value:.4f})" for metric, value in measurements.dense_quality.items()]
+        tier = open_artifact(store, cost.key)
+        latency, further = _judged(subject, dense, tier)
         yield Row(
             variant,
-            speed,
-            ", ".join([*quality, *further]),
+            latency,
+            ", ".join([quality_cell(tier), *further]),
             cost,
             difference=tier.manifest.passes[0].report["masked_equivalence"],
             parameters=tier.manifest.graph.bytes / dense.manifest.graph.bytes,
@@ -199,22 +194,11 @@ def _profile(subject: Subject, options: Mapping[str, object]) -> ProfileConfig:
 
 def _judged(subject: Subject, dense: Artifact, tier: Artifact) -> tuple[LatencyRecord, list[str]]:
     """Return the speed, and top-1 agreement on the further inputs."""
-    backend = OnnxRuntimeBackend()
-    with (
-        closing(backend.load(dense.graph, threads=THREADS)) as before,
-        closing(backend.load(tier.graph, threads=THREADS)) as after,
-    ):
-        declared = dense.manifest.preprocessing
-        preprocessor = load_preprocessor(declared, folder=dense.folder, inputs=before.inputs) if declared else None
-        assert subject.model.evaluation is not None
-        feeds = _batch(load_dataset(subject.model.evaluation, inputs=before.inputs, preprocessor=preprocessor))
-        speed = measure_latency(
-            lambda: before.run(feeds),
-            lambda: after.run(feeds),
-            batch_size=BATCH_SIZE,
-            threads=THREADS,
-            budget_seconds=30.0,
-        )
+    assert subject.model.evaluation is not None
+    with sessions(dense, tier) as (before, after):
+        dataset = samples_of(subject.model.evaluation, dense=dense, session=before)
+        feeds = batch_of(dataset, size=BATCH_SIZE, tokens=TOKENS)
+        latency = speed(before, after, feeds, batch_size=BATCH_SIZE)
         further = []
         for name, file in subject.further.items():
             shown = load_dataset(DatasetConfig(file=file), inputs=before.inputs, preprocessor=None)
@@ -227,36 +211,7 @@ def _judged(subject: Subject, dense: Artifact, tier: Artifact) -> tuple[LatencyR
                 on_progress=lambda fraction: None,
             )
             further += [f"{metric} {value:.4f} ({name})" for metric, value in comparison.quality.items()]
-        return speed, further
-
-
-def _batch(dataset: Dataset) -> dict[str, Array]:
-    """Return a batch of the size that is timed; texts are repeated to a fixed number of tokens."""
-    if not dataset.padding:
-        return dataset.typical_batch(BATCH_SIZE)[1]
-    return {
-        name: np.stack([np.resize(sample[name], TOKENS) for sample in dataset.samples[:BATCH_SIZE]])
-        for name in dataset.samples[0]
-    }
-
-
-def _open(store: Path, cost: BuildCost) -> Artifact:
-    config = StoreConfig(path=store)
-    artifact = ArtifactStore(config.path, max_bytes=config.max_bytes).open(cost.key)
-    assert artifact is not None
-    return artifact
-
-
-def machine() -> str:
-    """Name the processor, its cores and the features that decide kernels."""
-    named = [
-        line.partition(":")[2].strip()
-        for line in Path("/proc/cpuinfo").read_text().splitlines()
-        if "model name" in line
-    ]
-    known = ("avx2", "avx512f", "avx512_vnni", "avx_vnni")
-    features = [feature for feature in environment()["cpu"].split() if feature in known]
-    return f"{named[0] if named else platform.machine()}, {os.cpu_count()} cores, {' '.join(features)}"
+        return latency, further
 
 
 if __name__ == "__main__":

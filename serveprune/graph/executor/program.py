@@ -49,6 +49,8 @@ class Program:
         self.inputs = tuple(value.name or "" for value in graph.inputs)
         self.outputs = tuple(value.name or "" for value in graph.outputs)
         nodes = list(graph)
+        self.made = frozenset(output.name for node in nodes for output in node.outputs if output.name)
+        """Names of the values that its nodes compute."""
         reads = [_reads(node) for node in nodes]
         last = {read: index for index, found in enumerate(reads) for read in found if read}
         kept = {*_captured(graph), *graph.initializers, *self.outputs}

@@ -7,6 +7,38 @@ from collections.abc import Mapping
 from types import MappingProxyType
 
 from serveprune.graph.executor.operator import Operator
-from serveprune.graph.executor.operators import elementwise
+from serveprune.graph.executor.operators import (
+    activation,
+    attention,
+    convolution,
+    elementwise,
+    normalization,
+    pooling,
+    product,
+    recurrent,
+    reduction,
+    resampling,
+    reshaping,
+    rotary,
+    selection,
+    shaping,
+)
 
-OPERATORS: Mapping[str, Operator] = MappingProxyType({**elementwise.OPERATORS})
+OPERATORS: Mapping[str, Operator] = MappingProxyType(
+    {
+        **elementwise.OPERATORS,
+        **activation.OPERATORS,
+        **reduction.OPERATORS,
+        **product.OPERATORS,
+        **convolution.OPERATORS,
+        **pooling.OPERATORS,
+        **normalization.OPERATORS,
+        **shaping.OPERATORS,
+        **resampling.OPERATORS,
+        **reshaping.OPERATORS,
+        **selection.OPERATORS,
+        **rotary.OPERATORS,
+        **attention.OPERATORS,
+        **recurrent.OPERATORS,
+    }
+)
