@@ -13,6 +13,8 @@ BIN := $(VENV)/bin
 CLIENTS := .venv-clients
 PIP := $(BIN)/pip install --quiet --disable-pip-version-check
 ARGS ?=
+# Networks that carry their weights in the package; without what they would bring along.
+TEST_MODELS := magika==1.0.3 silero-vad==6.2.3
 
 .PHONY: demo test check install generate benchmark clean
 
@@ -49,6 +51,7 @@ $(VENV)/installed: pyproject.toml deploy/constraints.txt
 
 $(VENV)/installed-dev: $(VENV)/installed
 	$(PIP) --constraint deploy/constraints.txt --editable '.[compress,dev]'
+	$(PIP) --no-deps $(TEST_MODELS)
 	touch $@
 
 # A client nobody here wrote, in an environment of its own, as a user would have it.

@@ -1,0 +1,31 @@
+"""Fashion-MNIST from Debian's package, in the demo's own input format."""
+
+import sys
+from pathlib import Path
+
+import numpy as np
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # for a script's folder, not ours, is on the path
+
+from deploy.demo.train_fashion_network import HOW_TO_GET_THE_DATA, normalise, read_split
+
+__all__ = ["HOW_TO_GET_THE_DATA", "write_images"]
+
+
+def write_images(folder: Path, data: Path, *, split: str, samples: int, labelled: bool = True) -> Path:
+    """Write the first images of a split as a set of inputs, and return its file.
+
+    Args:
+        folder: Where it is written.
+        data: Folder of the four idx.gz files.
+        split: ``train`` or ``t10k``.
+        samples: How many.
+        labelled: Whether their classes are written too.
+    """
+    images = read_split(data, split)
+    arrays = {"image": normalise(images.pixels[:samples])}
+    if labelled:
+        arrays["label"] = images.labels[:samples]
+    path = folder / f"fashion_{split}.npz"
+    np.savez(path, **arrays)
+    return path
