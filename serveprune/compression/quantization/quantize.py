@@ -2,45 +2,23 @@
 
 import re
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Sequence
 from fnmatch import fnmatchcase
-from math import ceil
 from pathlib import Path
 from typing import Any
 
 import onnx
-from onnxruntime.quantization import QDQQuantizer, QuantType, quantize_dynamic
 
 from serveprune.compression.passes import PassContext, PassReport
-from serveprune.compression.quantization.activation_ranges import ActivationRanges, bounded_ranges
-from serveprune.compression.quantization.float_answers import keep_answers_in_float, last_products
-from serveprune.compression.quantization.preparation import (
-    data_file,
-    prepare_for_quantization,
-    save_graph,
-)
+from serveprune.compression.quantization.layer_errors import LayerErrors
+from serveprune.compression.quantization.layers import Layer, quantizable_layers
+from serveprune.compression.quantization.preparation import prepare_for_quantization
+from serveprune.compression.quantization.quantizer import DYNAMIC_OPERATORS, STATIC_WEIGHT_OPERATORS, Quantizer
 from serveprune.compression.quantization.scheme import Scheme, multiplications
 from serveprune.config.profile import QuantizeOptions
 from serveprune.errors import BuildFailed, InvalidArgument
-from serveprune.evaluation.rows_per_run import rows_per_run
-from serveprune.graph.onnx_file import drop_annotations
-from serveprune.graph.tensor_types import fed_inputs, tensor_spec
 
-CALIBRATION_BATCH_SIZE = 8
-
-# Gather is the lookup in an embedding table, often most of a text model's bytes. No Conv: ConvInteger is
-# several times slower than float32.
-_DYNAMIC_OPERATORS = ("Attention", "EmbedLayerNormalization", "Gather", "LSTM", "MatMul")
-
-# Those with an int8 kernel on CPU. Anything else would gain nothing and lose digits between a
-# DequantizeLinear and a QuantizeLinear; Softmax has a kernel, but eight bits of a probability are too few.
-_STATIC_OPERATORS = (
-    *("Add", "AveragePool", "Clip", "Concat", "Conv", "Flatten", "Gemm", "GlobalAveragePool", "LeakyRelu"),
-    *("MatMul", "MaxPool", "Mul", "Pad", "Relu", "Reshape", "Resize", "Sigmoid", "Slice", "Split", "Squeeze"),
-    *("Transpose", "Unsqueeze"),
-)
-_STATIC_WEIGHT_OPERATORS = frozenset({"Conv", "Gemm", "MatMul"})
-_WEIGHT_OPERATORS = _STATIC_WEIGHT_OPERATORS | {"Attention", "ConvTranspose", "Gather", "GRU", "LSTM", "RNN"}
+_WEIGHT_OPERATORS = STATIC_WEIGHT_OPERATORS | {"Attention", "ConvTranspose", "Gather", "GRU", "LSTM", "RNN"}
 _INTEGER_OPERATORS = frozenset({"DynamicQuantizeLSTM", "DequantizeLinear", "MatMulInteger", "QAttention"})
 
 
@@ -58,6 +36,17 @@ class QuantizePass:
         scheme: Scheme = counted.scheme if options.scheme == "auto" else options.scheme
         ignored = ignored_nodes(model, options.ignore)
         reduce_range = needs_reduced_range(context.cpu)
+        quantizer = Quantizer(
+            prepared,
+            model,
+            scheme=scheme,
+            reduce_range=reduce_range,
+            calibration=context.calibration,
+            workspace=context.workspace,
+            threads=context.threads,
+            progress=lambda done: context.progress(0.1 + 0.5 * done),
+        )
+        sensitive = _most_sensitive(quantizer, graph, prepared, ignored, context=context)
         findings: dict[str, Any] = {
             "scheme": scheme,
             "chosen_by": "profile" if options.scheme != "auto" else "graph",
@@ -68,18 +57,15 @@ class QuantizePass:
             },
             "reduce_range": reduce_range,
             "ignored": sorted(ignored),
+            "kept_float": [{"layer": layer.label, "node": layer.node, "error": error} for layer, error in sensitive],
         }
-        if scheme == "dynamic":
-            _write_dynamic(prepared, output=output, ignored=ignored, reduce_range=reduce_range)
-        else:
-            findings |= _write_static(
-                prepared, model, output=output, ignored=ignored, reduce_range=reduce_range, context=context
-            )
+        kept = {name for layer, _ in sensitive for name in layer.quantized_nodes}
+        quantizer.write(output, ignored={*ignored, *kept})
+        if scheme == "static" and context.calibration is not None:
+            findings |= {"calibration_samples": len(context.calibration)}
         written = onnx.load(output, load_external_data=False)
-        drop_annotations(written)
-        onnx.save(written, output)
         findings["integer_operators"] = _integer_operators(written, scheme)
-        findings["left_in_float"] = sorted({*findings.get("left_in_float", ()), *_nodes_with_float_weights(written)})
+        findings["left_in_float"] = sorted(quantizer.left_in_float | _nodes_with_float_weights(written))
         context.progress(1.0)
         return PassReport(findings)
 
@@ -106,7 +92,7 @@ def ignored_nodes(model: onnx.ModelProto, patterns: Sequence[str]) -> set[str]:
     for pattern in patterns:
         found = {name for name in names if fnmatchcase(name, pattern)}
         if not found:
-            some = ", ".join(node.name for node in model.graph.node if node.op_type in _STATIC_WEIGHT_OPERATORS)
+            some = ", ".join(node.name for node in model.graph.node if node.op_type in STATIC_WEIGHT_OPERATORS)
             raise InvalidArgument(
                 f"quantize: the ignore pattern {pattern!r} matches no node of the graph; "
                 f"nodes with weights are: {some[:500]}"
@@ -115,78 +101,43 @@ def ignored_nodes(model: onnx.ModelProto, patterns: Sequence[str]) -> set[str]:
     return matched
 
 
-def _write_dynamic(prepared: Path, *, output: Path, ignored: Iterable[str], reduce_range: bool) -> None:
-    quantize_dynamic(
-        prepared,
-        output,
-        op_types_to_quantize=list(_DYNAMIC_OPERATORS),
-        per_channel=True,
-        reduce_range=reduce_range,
-        weight_type=QuantType.QInt8,
-        # The quantizer first splits each Gemm into a MatMul of this name and an Add.
-        nodes_to_exclude=[name for node in ignored for name in (node, f"{node}_MatMul")],
-        use_external_data_format=data_file(prepared).exists(),
-    )
-
-
-def _write_static(
-    prepared: Path,
-    model: onnx.ModelProto,
-    *,
-    output: Path,
-    ignored: Iterable[str],
-    reduce_range: bool,
-    context: PassContext,
-) -> dict[str, Any]:
-    calibration = context.calibration
+def _most_sensitive(
+    quantizer: Quantizer, graph: Path, prepared: Path, ignored: Collection[str], *, context: PassContext
+) -> list[tuple[Layer, float]]:
+    """Return the layers that cost the answers most in int8, as many as the options keep in float, with their errors."""
+    options, calibration = context.options, context.calibration
+    assert isinstance(options, QuantizeOptions)
+    if options.keep_float is None:
+        return []
     if calibration is None:
         raise InvalidArgument(
-            "quantize: scheme static takes the ranges of activations from calibration data, and this model has "
-            "none; set models.<name>.calibration.file (or --calibration), or scheme: dynamic in the profile"
+            "quantize: keep_float finds the most sensitive layers on calibration data, and this model has none; set "
+            "models.<name>.calibration.file (or --calibration), or name layers in ignore"
         )
-    observer = ActivationRanges(
-        prepared,
-        operators=_STATIC_OPERATORS,
-        augmented=context.workspace / "augmented.onnx",
+    layers = quantizable_layers(quantizer)
+    kept_errors = LayerErrors(
+        context.cache,
+        graph=graph,
+        scheme=quantizer.scheme,
+        reduce_range=needs_reduced_range(context.cpu),
+        calibration=calibration,
+    )
+    errors = kept_errors.obtain(
+        quantizer,
+        layers,
+        prepared=prepared,
+        samples=calibration,
+        workspace=context.workspace,
         threads=context.threads,
+        progress=lambda done: context.progress(0.6 + 0.3 * done),
     )
-    inputs = [tensor_spec(value) for value in fed_inputs(model.graph)]
-    batch_size = rows_per_run(inputs, wanted=CALIBRATION_BATCH_SIZE)
-    batches, done = ceil(len(calibration) / batch_size), 0
-
-    def advance() -> None:
-        nonlocal done
-        done += 1
-        context.progress(0.1 + 0.7 * min(1.0, done / max(1, batches)))
-
-    ranges = observer.observe((feeds for _, feeds in calibration.batches(batch_size)), on_batch=advance)
-    ranges, boundless = bounded_ranges(ranges)
-    left = {node.name for node in model.graph.node if boundless.intersection((*node.input, *node.output))}
-    left |= _products_of_activations(model)
-    last = last_products(model)
-    # U8S8: with ONNX Runtime's default of signed activations, convolutions beside a residual stay in float.
-    quantizer = QDQQuantizer(
-        model,
-        per_channel=True,
-        reduce_range=reduce_range,
-        weight_qType=QuantType.QInt8,
-        activation_qType=QuantType.QUInt8,
-        tensors_range=ranges,
-        nodes_to_quantize=[],
-        nodes_to_exclude=sorted({*ignored, *left, *last.followers}),
-        op_types_to_quantize=list(_STATIC_OPERATORS),
-        extra_options={},
-    )
-    quantized = quantizer.quantize_model()
-    keep_answers_in_float(quantized, last.products.difference(ignored, left))
-    save_graph(quantized, output)
-    return {"calibration_samples": len(calibration), "left_in_float": sorted(left)}
-
-
-def _products_of_activations(model: onnx.ModelProto) -> set[str]:
-    """MatMuls without a constant operand, as in attention: integer scales cost them most and gain least."""
-    weights = {tensor.name for tensor in model.graph.initializer}
-    return {node.name for node in model.graph.node if node.op_type == "MatMul" and node.input[1] not in weights}
+    ranked = sorted((layer for layer in layers if layer.node not in ignored), key=lambda layer: -errors[layer.node])
+    if options.keep_float >= len(ranked):
+        raise InvalidArgument(
+            f"quantize: keep_float {options.keep_float} leaves nothing to quantize: {len(ranked)} layers could be; "
+            "expected a smaller number"
+        )
+    return [(layer, errors[layer.node]) for layer in ranked[: options.keep_float]]
 
 
 def _nodes_with_float_weights(written: onnx.ModelProto) -> set[str]:
@@ -208,7 +159,7 @@ def _integer_operators(written: onnx.ModelProto, scheme: Scheme) -> dict[str, in
     counted = Counter(node.op_type for node in written.graph.node)
     found = {name: count for name, count in sorted(counted.items()) if name in _INTEGER_OPERATORS}
     if not found:
-        kinds = _DYNAMIC_OPERATORS if scheme == "dynamic" else sorted(_STATIC_WEIGHT_OPERATORS)
+        kinds = DYNAMIC_OPERATORS if scheme == "dynamic" else sorted(STATIC_WEIGHT_OPERATORS)
         raise BuildFailed(
             f"quantize: the pass changed nothing: scheme {scheme} found no {', '.join(kinds)} with constant "
             "weights outside the ignore patterns; choose another scheme, or remove the pass from the profile"

@@ -38,13 +38,14 @@ def quantize(tmp_path: Path) -> Quantize:
         *,
         scheme: Literal["auto", "dynamic", "static"] = "auto",
         ignore: tuple[str, ...] = (),
+        keep_float: int | None = None,
         calibration: Dataset | None = None,
         cpu: str = "x86_64 avx2 avx512_vnni avx512f",
     ) -> PassReport:
         workspace = tmp_path / "workspace"
         workspace.mkdir()
         context = PassContext(
-            options=QuantizeOptions(scheme=scheme, ignore=ignore),
+            options=QuantizeOptions(scheme=scheme, ignore=ignore, keep_float=keep_float),
             calibration=calibration,
             cpu=cpu,
             threads=1,
@@ -366,3 +367,25 @@ def test_quantize_leaves_nothing_but_weights_in_the_count_when_static(quantize: 
     quantize(convolutional_graph(tmp_path / "model.onnx"), calibration=image_dataset(8))
     # 3x32x9 and 32x32x9 with biases, 10x32 with bias: normalization is folded.
     assert graph_record(tmp_path / "quantized.onnx").parameters == 27 * 32 + 32 + 288 * 32 + 32 + 320 + 10
+
+
+def test_quantize_keeps_the_most_sensitive_layers_in_float(quantize: Quantize, tmp_path: Path) -> None:
+    graph, samples = convolutional_graph(tmp_path / "net.onnx"), image_dataset(16, seed=3)
+    report = quantize(graph, keep_float=1, calibration=samples)
+    (kept,) = report.findings["kept_float"]
+    assert kept["error"] > 0
+    assert report.findings["left_in_float"] == [kept["node"]]
+    weights = [tensor for tensor in onnx.load(tmp_path / "quantized.onnx").graph.initializer if len(tensor.dims) > 1]
+    assert [tensor.data_type for tensor in weights].count(TensorProto.INT8) == 2
+    assert [tensor.data_type for tensor in weights].count(TensorProto.FLOAT) == 1
+
+
+def test_quantize_refuses_to_keep_every_layer_in_float(quantize: Quantize, tmp_path: Path) -> None:
+    graph = convolutional_graph(tmp_path / "net.onnx")
+    with pytest.raises(InvalidArgument, match="keep_float 3 leaves nothing to quantize: 3 layers could be"):
+        quantize(graph, keep_float=3, calibration=image_dataset(8, seed=3))
+
+
+def test_quantize_says_that_keep_float_needs_calibration_data(quantize: Quantize, tmp_path: Path) -> None:
+    with pytest.raises(InvalidArgument, match="keep_float finds the most sensitive layers on calibration data"):
+        quantize(embedding_graph(tmp_path / "net.onnx"), keep_float=1)
