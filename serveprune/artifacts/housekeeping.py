@@ -1,6 +1,6 @@
 import logging
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -22,6 +22,9 @@ QUARANTINE_SECONDS = 7 * 86_400.0
 
 FAILURES_SECONDS = 30 * 86_400.0
 """How long the logs of failed builds are kept."""
+
+PASS_CACHE_SECONDS = 30 * 86_400.0
+"""How long what passes share is kept before it is made anew; what killed builds left half written goes with it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,13 +50,16 @@ class Housekeeping:
         removed = self.staging.collect()
         removed += self._remove_aged(self.layout.quarantine, stamp=REASON_FILE, seconds=QUARANTINE_SECONDS)
         removed += self._remove_aged(self.layout.failures, stamp=FAILURE_LOG_FILE, seconds=FAILURES_SECONDS)
+        removed += self._remove_aged(self.layout.pass_cache, stamp="", seconds=PASS_CACHE_SECONDS)
         removed += self.make_room()
         removed += self._remove_dead_imports()
         removed += remove_idle_locks(self.layout.locks)
         return removed
 
     def make_room(self) -> list[Path]:
-        """Remove quarantine, oldest first, then artifacts, least recently used first, down to the bound.
+        """Remove quarantine, then artifacts and what passes share, each time the oldest first, down to the bound.
+
+        An artifact is as old as its last use.
 
         Leased artifacts stay, and with them the excess. Returns what was removed.
         """
@@ -68,19 +74,16 @@ class Housekeeping:
             return []
 
     def size_bytes(self) -> int:
-        """Return the bytes that ``max_bytes`` bounds: artifacts and quarantine."""
-        return size_on_disk_bytes(self.layout.artifacts) + size_on_disk_bytes(self.layout.quarantine)
+        """Return the bytes that ``max_bytes`` bounds: artifacts, quarantine, and what passes share."""
+        return sum(map(size_on_disk_bytes, (self.layout.artifacts, self.layout.quarantine, self.layout.pass_cache)))
 
     def _remove_excess(self) -> list[Path]:
-        removed: list[Path] = []
+        layout = self.layout
         # Nobody is served from quarantine, so it goes before anything that somebody may ask for.
-        for folder, stamp, remove in (
-            (self.layout.quarantine, REASON_FILE, self._remove),
-            (self.layout.artifacts, MANIFEST_FILE, self._evict),
-        ):
-            excess_bytes = self.size_bytes() - self.max_bytes
-            gone = evict(_evictable(folder, stamp=stamp), excess_bytes=excess_bytes, remove=remove)
-            removed += [folder / one.key for one in gone]
+        removed = self._remove_oldest({layout.quarantine: (REASON_FILE, self._swallowed)})
+        removed += self._remove_oldest(
+            {layout.artifacts: (MANIFEST_FILE, self._evict), layout.pass_cache: ("", self._swallowed)}
+        )
         left_bytes = self.size_bytes()
         if left_bytes > self.max_bytes:
             _log.warning(
@@ -89,8 +92,23 @@ class Housekeeping:
             )  # fmt: skip
         return removed
 
-    def _evict(self, candidate: Evictable) -> bool:
-        folder = self.layout.artifacts / candidate.key
+    def _remove_oldest(self, folders: Mapping[Path, tuple[str, Callable[[Path], bool]]]) -> list[Path]:
+        """Remove what lies in these folders down to the bound; each has a stamp (see `_evictable`) and a remover."""
+        removers = {
+            one: (folder / one.key, remove)
+            for folder, (stamp, remove) in folders.items()
+            for one in _evictable(folder, stamp=stamp)
+        }
+
+        def remove(candidate: Evictable) -> bool:
+            path, remover = removers[candidate]
+            return remover(path)
+
+        gone = evict(removers, excess_bytes=self.size_bytes() - self.max_bytes, remove=remove)
+        return [removers[one][0] for one in gone]
+
+    def _evict(self, folder: Path) -> bool:
+        freed_bytes = size_on_disk_bytes(folder)
         try:
             lock = FileLock.try_exclusive(folder / MANIFEST_FILE)
             if lock is None:
@@ -100,14 +118,11 @@ class Housekeeping:
         except FileNotFoundError:
             return False  # evicted by another process, or half-written and none of our business
         except OSError as error:
-            _log.warning("artifact %s could not be evicted: %s", candidate.key, error)
+            _log.warning("artifact %s could not be evicted: %s", folder.name, error)
             return False
-        _log.info("evicted artifact %s (%d bytes), the least recently used", candidate.key, candidate.bytes)
+        _log.info("evicted artifact %s (%d bytes), the least recently used", folder.name, freed_bytes)
         self.on_evicted()
         return True
-
-    def _remove(self, candidate: Evictable) -> bool:
-        return self._swallowed(self.layout.quarantine / candidate.key)
 
     def _swallowed(self, path: Path) -> bool:
         try:
@@ -138,7 +153,7 @@ class Housekeeping:
 
 
 def _evictable(folder: Path, *, stamp: str) -> Iterator[Evictable]:
-    """List what is in a folder; the file ``stamp`` in each, or else its folder, tells when it was used."""
+    """List what is in a folder; the file ``stamp`` in each, or else the thing itself, tells when it was used."""
     for path in list(folder.iterdir()) if folder.is_dir() else []:
         try:
             used = path / stamp if (path / stamp).exists() else path

@@ -3,13 +3,14 @@
 import errno
 import hashlib
 import stat
+from collections.abc import Collection
 from pathlib import Path, PurePosixPath
 
 from pydantic import ValidationError
 from pydantic_core import PydanticSerializationError
 
 from serveprune.artifacts.digest import path_in, sha256_file
-from serveprune.artifacts.manifest import GRAPH_FILE, MANIFEST_FILE, FileRecord, Manifest
+from serveprune.artifacts.manifest import COMPRESSED_GRAPH_FILE, GRAPH_FILE, MANIFEST_FILE, FileRecord, Manifest
 from serveprune.errors import DataLoss, FailedPrecondition, Internal
 
 MANIFEST_DIGEST_FILE = "manifest.json.sha256"
@@ -66,7 +67,7 @@ def check_files(folder: Path, manifest: Manifest) -> None:
         DataLoss: A file is missing, no plain file, or not what was written.
         FailedPrecondition: A file cannot be read.
     """
-    if GRAPH_FILE not in manifest.files:
+    if not _has_graph(manifest.files):
         raise DataLoss(f"the manifest records no {GRAPH_FILE}")
     for name, record in manifest.files.items():
         if PurePosixPath(name).is_absolute() or ".." in PurePosixPath(name).parts:
@@ -116,8 +117,12 @@ def check_complete(folder: Path, manifest: Manifest) -> None:
     }
     if expected != came:
         raise Internal(f"the manifest records files (bytes) {expected}, the folder holds {came}")
-    if GRAPH_FILE not in expected:
-        raise Internal(f"expected a {GRAPH_FILE} in every artifact, got {sorted(expected)}")
+    if not _has_graph(expected):
+        raise Internal(f"expected a {GRAPH_FILE} in every artifact, or a compressed one, got {sorted(expected)}")
+
+
+def _has_graph(names: Collection[str]) -> bool:
+    return (GRAPH_FILE in names) != (COMPRESSED_GRAPH_FILE in names)
 
 
 def _read(path: Path) -> bytes:

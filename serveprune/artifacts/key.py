@@ -1,17 +1,18 @@
 """What an artifact is called: a SHA-256 over everything that determines its bytes, and over nothing else."""
 
 from collections.abc import Mapping
+from typing import Any
 
 from serveprune.artifacts.digest import sha256_json
 from serveprune.artifacts.manifest import FileRecord, Manifest
-from serveprune.artifacts.source_content import dataset_content, preprocessing_content, source_content
+from serveprune.artifacts.source_content import dataset_content, file_content, preprocessing_content, source_content
 from serveprune.config.model import ModelConfig, Preprocessing
-from serveprune.config.profile import ProfileConfig
+from serveprune.config.profile import PassConfig, ProfileConfig
 
 IMPORTER_REVISION = 3
 """Raise it when importing would write a different graph for the same source."""
 
-MEASUREMENT_REVISION = 1
+MEASUREMENT_REVISION = 2
 """Raise it when measuring would give other figures for the same graphs."""
 
 
@@ -47,15 +48,11 @@ def tier_recipe(dense_key: str, model: ModelConfig, profile: ProfileConfig, *, t
         NotFound: A calibration or evaluation file, or the tokenizer, does not exist.
         FailedPrecondition: It exists and cannot be read.
     """
-    passes = [
-        {"name": step.name, "revision": step.options.revision, "options": step.options.model_dump(mode="json")}
-        for step in profile.passes
-    ]
     return sha256_json(
         {
             "dense": dense_key,
             "threads": threads,
-            "passes": passes,
+            "passes": [_pass_content(step) for step in profile.passes],
             "measurement": MEASUREMENT_REVISION,
             # Decides which metrics the manifest holds.
             "task": [model.task, getattr(model.source, "task", None)],
@@ -65,6 +62,17 @@ def tier_recipe(dense_key: str, model: ModelConfig, profile: ProfileConfig, *, t
             "evaluation": dataset_content(model.evaluation, role="evaluation"),
         }
     )
+
+
+def _pass_content(step: PassConfig) -> dict[str, Any]:
+    options = step.options.model_dump(mode="json")
+    for place, path in step.options.files().items():
+        *sections, last = place.split(".")
+        section = options
+        for name in sections:
+            section = section[name]
+        section[last] = file_content(path, role=f"{step.name}.{place}")
+    return {"name": step.name, "revision": step.options.revision, "options": options}
 
 
 def artifact_key(recipe: str, environment: Mapping[str, str]) -> str:

@@ -22,6 +22,7 @@ class StoreLayout:
         imports/<recipe>/<environment digest>.json    which dense artifact importing a source gave
         quarantine/<key>.<id>/                        what was set aside, with reason.txt
         failures/<name>/build.log                     output of a build that failed
+        pass-cache/<digest>.<ending>                  what passes of several builds share
         locks/<name>.lock                             single flights; locks/removal guards renames out of artifacts/
         tmp/<id>/, tmp/<id>.lock                      what is being written, and the proof that its writer lives
     """
@@ -47,6 +48,11 @@ class StoreLayout:
     def failures(self) -> Path:
         """Folder of failed builds' logs."""
         return self.root / "failures"
+
+    @property
+    def pass_cache(self) -> Path:
+        """Folder of what passes of several builds share; anything in it can be made anew."""
+        return self.root / "pass-cache"
 
     @property
     def locks(self) -> Path:

@@ -9,6 +9,8 @@ from serveprune.oip.tensor import TensorSpec
 
 MANIFEST_FILE = "manifest.json"
 GRAPH_FILE = "model.onnx"
+COMPRESSED_GRAPH_FILE = "model.onnx.gz"
+"""Instead of the former, where the graph has many zeros; gunzip gives the ONNX file."""
 
 
 class _Record(BaseModel):
@@ -47,7 +49,7 @@ class GraphRecord(_Record):
     inputs: tuple[TensorRecord, ...]
     outputs: tuple[TensorRecord, ...]
     parameters: int = Field(description="Elements of all weights.")
-    bytes: int = Field(description="Size of the graph file and its external data.")
+    bytes: int = Field(description="Size of the graph file as it is stored, and of its external data.")
     operators: Mapping[str, int] = Field(description="Operator -> number of nodes.")
 
 
@@ -108,6 +110,7 @@ class PassRecord(_Record):
     options: Mapping[str, Any]
     report: Mapping[str, Any] = Field(description="The pass's own findings, for people.")
     seconds: float
+    files: tuple[str, ...] = Field((), description="What it left beside the graph, among the artifact's files.")
 
 
 class Manifest(_Record):

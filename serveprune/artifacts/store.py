@@ -21,7 +21,7 @@ from serveprune.artifacts.integrity import file_records as file_records  # what 
 from serveprune.artifacts.key import artifact_key, manifest_key
 from serveprune.artifacts.layout import StoreLayout
 from serveprune.artifacts.lease import Lease
-from serveprune.artifacts.manifest import GRAPH_FILE, MANIFEST_FILE, Manifest
+from serveprune.artifacts.manifest import COMPRESSED_GRAPH_FILE, GRAPH_FILE, MANIFEST_FILE, Manifest
 from serveprune.artifacts.quarantine import Quarantine
 from serveprune.artifacts.single_flight import single_flight
 from serveprune.artifacts.staging import StagingArea
@@ -57,8 +57,12 @@ class Artifact:
 
     @property
     def graph(self) -> Path:
-        """The ONNX file; its external data, if any, is beside it."""
-        return self.folder / GRAPH_FILE
+        """The ONNX file; its external data, if any, is beside it.
+
+        That of a tier may be compressed; see `artifacts.graph_file`.
+        """
+        compressed = COMPRESSED_GRAPH_FILE in self.manifest.files
+        return self.folder / (COMPRESSED_GRAPH_FILE if compressed else GRAPH_FILE)
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,7 +101,7 @@ class ArtifactStore:
 
         Args:
             root: Its folder, made when something is stored.
-            max_bytes: Bound on artifacts and quarantine together, beyond which the least recently used go.
+            max_bytes: Bound on artifacts, quarantine and what passes share, beyond which the least recently used go.
             on_event: Told of everything that happens through this object, in the thread it happens in.
             clock: Seconds since 1970; decides what was used last.
         """
@@ -263,6 +267,11 @@ class ArtifactStore:
                 self._inspection.artifact(folder)  # half-written: into quarantine, where it counts and ages
         return [str(path.relative_to(self.root)) for path in self._housekeeping.collect()]
 
+    @property
+    def pass_cache(self) -> Path:
+        """Folder for what passes of several builds share, such as measurements; it may be emptied at any time."""
+        return self._layout.pass_cache
+
     def failure_log(self, name: str) -> Path:
         """Return where to keep the output of a failed build; its folder exists."""
         path = self._layout.failure_log(name)
@@ -270,7 +279,7 @@ class ArtifactStore:
         return path
 
     def size_bytes(self) -> int:
-        """Return the bytes that ``max_bytes`` bounds: artifacts and quarantine."""
+        """Return the bytes that ``max_bytes`` bounds: artifacts, quarantine, and what passes share."""
         return self._housekeeping.size_bytes()
 
     def _sound(self, key: str) -> Artifact | None:

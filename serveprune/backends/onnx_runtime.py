@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 import onnxruntime as ort
 
+from serveprune.artifacts.graph_file import is_compressed, read_graph
 from serveprune.errors import Internal, InvalidArgument, ResourceExhausted, ServePruneError
 from serveprune.oip.datatype import Datatype
 from serveprune.oip.tensor import DYNAMIC, Array, TensorSpec
@@ -85,7 +86,11 @@ class OnnxRuntimeBackend:
         # An idle server must not burn a core, and several variants share the cores.
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
         try:
-            session = ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+            # Zeros that were packed for the disk are unpacked in memory; no second file is written.
+            graph = read_graph(path) if is_compressed(path) else str(path)
+            session = ort.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
+        except InvalidArgument:
+            raise
         except Exception as error:  # ONNX Runtime raises a dozen unrelated types here
             reason = _reason(error).replace(str(path), path.name)
             raise InvalidArgument(f"{path.name}: ONNX Runtime cannot load this graph: {reason}") from error

@@ -39,7 +39,7 @@ class Backend(Protocol):
     name: str
 
     def load(self, path: Path, *, threads: int = 1) -> Session:
-        """Load an ONNX file.
+        """Load an ONNX file, or one that `artifacts.graph_file` has compressed.
 
         Raises:
             InvalidArgument: The file is not a graph this runtime can run; the message names the reason.

@@ -507,6 +507,26 @@ def test_quarantine_goes_before_artifacts_when_the_store_is_full(
     assert events == []
 
 
+def test_what_passes_share_counts_and_goes_with_artifacts_of_its_age(
+    store: ArtifactStore, events: list[StoreEvent], clock: Clock
+) -> None:
+    commit_tier(store, "a")
+    artifact_bytes = store.size_bytes()
+    for name, age_days in (("old.npz", 2), ("new.npz", -1)):
+        path = store.pass_cache / name
+        path.parent.mkdir(exist_ok=True)
+        path.write_bytes(bytes(artifact_bytes))
+        _age(path, clock, days=age_days)
+    commit_tier(store, "b")
+    assert store.size_bytes() == pytest.approx(4 * artifact_bytes, rel=0.01)
+    full = ArtifactStore(store.root, max_bytes=int(3.1 * artifact_bytes), on_event=events.append, clock=clock)
+    assert full.collect_garbage() == ["pass-cache/old.npz"]
+    assert _names(full, "a", "b") == {"a", "b"}
+    fuller = ArtifactStore(store.root, max_bytes=int(1.1 * artifact_bytes), on_event=events.append, clock=clock)
+    assert len(fuller.collect_garbage()) == 2
+    assert [path.name for path in store.pass_cache.iterdir()] == ["new.npz"]
+
+
 def test_lease_raises_when_there_is_no_such_artifact(store: ArtifactStore) -> None:
     with pytest.raises(NotFound, match="has to be built again"):
         store.lease(digest("nothing"))
@@ -580,6 +600,15 @@ def test_collect_garbage_removes_old_quarantine_and_failures(store: ArtifactStor
     assert removed == [f"quarantine/{old.name}", "failures/boots@old"]
     assert len(list(_quarantine(store))) == 1
     assert store.failure_log("boots@new").read_text() == "Traceback"
+
+
+def test_collect_garbage_removes_what_passes_shared_long_ago(store: ArtifactStore, clock: Clock) -> None:
+    store.pass_cache.mkdir(parents=True)
+    for name, days in (("a.json", 31), (".b.1.partial", 31), ("c.json", 8)):
+        (store.pass_cache / name).write_text("{}")
+        _age(store.pass_cache / name, clock, days=days)
+    assert set(store.collect_garbage()) == {"pass-cache/a.json", "pass-cache/.b.1.partial"}
+    assert [path.name for path in store.pass_cache.iterdir()] == ["c.json"]
 
 
 def test_collect_garbage_removes_import_records_when_their_artifact_is_gone(store: ArtifactStore) -> None:
