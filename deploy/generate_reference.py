@@ -110,8 +110,9 @@ def _references(value: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
 
 def _distinction(definition: Mapping[str, Any]) -> str:
     """Return the key, or key and value, by which one kind of a mapping is told from the others."""
-    kind = definition["properties"].get("kind")
-    return f"kind: {kind['const']}" if kind else str(next(iter(definition["properties"])))
+    properties = definition["properties"]
+    first = "kind" if "kind" in properties else str(next(iter(properties)))
+    return f"{first}: {properties[first]['const']}" if "const" in properties[first] else first
 
 
 def _section(heading: str, definition: Mapping[str, Any], definitions: Mapping[str, Any]) -> str:

@@ -35,11 +35,15 @@ def check_datasets(config: ServePruneConfig) -> list[str]:
     return [
         f"models.{name}.{problem}"
         for name, model in config.models.items()
-        for problem in (*_problems_of_model(model), *_missing_samples(model), *_missing_calibration(model, config))
+        for problem in (
+            *_problems_of_model(model, config),
+            *_missing_samples(model),
+            *_missing_calibration(model, config),
+        )
     ]
 
 
-def _problems_of_model(model: ModelConfig) -> list[str]:
+def _problems_of_model(model: ModelConfig, config: ServePruneConfig) -> list[str]:
     # Only the compressing half can read sources, and the serving half imports this module.
     from serveprune.graph.interface import source_inputs
 
@@ -56,7 +60,7 @@ def _problems_of_model(model: ModelConfig) -> list[str]:
     except ServePruneError as error:
         return [f"preprocessing: {error.message}"]
     return [
-        *_problems_of_dataset("calibration", model, inputs, preprocessor),
+        *_problems_of_dataset("calibration", model, inputs, preprocessor, labels_for=_tier_with_labels(model, config)),
         *_problems_of_dataset("evaluation", model, inputs, preprocessor),
     ]
 
@@ -82,6 +86,12 @@ def _missing_calibration(model: ModelConfig, config: ServePruneConfig) -> list[s
         return [
             f"calibration: expected a calibration set, because profile {pruning[0]} prunes by its samples, got none"
         ]
+    learning = _tier_with_labels(model, config)
+    if learning is not None:
+        return [f"calibration: expected a labelled set, because profile {learning} learns from it, got none"]
+    distilling = [tier for tier in model.tiers if _distills(config.profile(tier))]
+    if distilling:
+        return [f"calibration: expected a calibration set, because profile {distilling[0]} learns from it, got none"]
     if not choosing or not isinstance(model.source, OnnxSource):
         return []
     from serveprune.compression.quantization.scheme import multiplications
@@ -102,7 +112,23 @@ def _missing_calibration(model: ModelConfig, config: ServePruneConfig) -> list[s
 
 def _prunes_by_samples(profile: ProfileConfig | None) -> bool:
     steps = profile.passes if profile is not None else ()
-    return any(step.prune is not None and step.prune.synthetic_samples is None for step in steps)
+    return any(step.prune is not None and step.prune.needs_calibration for step in steps)
+
+
+def _tier_with_labels(model: ModelConfig, config: ServePruneConfig) -> str | None:
+    """Return the first tier with a pass that cannot do without labels."""
+    profiles = {tier: config.profile(tier) for tier in model.tiers}
+    found = (
+        tier
+        for tier, profile in profiles.items()
+        for step in (profile.passes if profile else ())
+        if step.lottery or (step.distill and step.distill.losses.labels)
+    )
+    return next(found, None)
+
+
+def _distills(profile: ProfileConfig | None) -> bool:
+    return any(step.distill is not None for step in (profile.passes if profile is not None else ()))
 
 
 def _chooses_scheme(profile: ProfileConfig | None) -> bool:
@@ -121,13 +147,24 @@ def _preprocessor(model: ModelConfig, inputs: Sequence[TensorSpec]) -> Preproces
 
 
 def _problems_of_dataset(
-    role: str, model: ModelConfig, inputs: Sequence[TensorSpec], preprocessor: Preprocessor | None
+    role: str,
+    model: ModelConfig,
+    inputs: Sequence[TensorSpec],
+    preprocessor: Preprocessor | None,
+    *,
+    labels_for: str | None = None,
 ) -> list[str]:
     dataset = model.calibration if role == "calibration" else model.evaluation
     if dataset is None:
         return []
     try:
-        load_dataset(dataset, inputs=inputs, preprocessor=preprocessor, pictures_decoded=_PICTURES_DECODED)
+        loaded = load_dataset(dataset, inputs=inputs, preprocessor=preprocessor, pictures_decoded=_PICTURES_DECODED)
     except ConfigError as error:
         return [f"{role}: {problem}" for problem in error.problems]
+    if labels_for is not None and loaded.labels is None:
+        problem = (
+            f"{role}: expected labels in {dataset.file.name}, because profile {labels_for} learns from them, got none; "
+            "a .npz has them as an array `label`, a .jsonl as `label` in each line"
+        )
+        return [problem]
     return []

@@ -10,7 +10,9 @@ from serveprune.cli.compress import compress
 from serveprune.cli.config import config_app
 from serveprune.cli.demo import demo
 from serveprune.cli.infer import infer
+from serveprune.cli.lottery import lottery
 from serveprune.cli.plan import plan
+from serveprune.cli.sensitivity import sensitivity
 from serveprune.cli.serve import serve
 from serveprune.cli.tiers import tiers
 from serveprune.errors import Code, ServePruneError
@@ -32,6 +34,8 @@ app = typer.Typer(
 app.command()(serve)
 app.command()(compress)
 app.command()(plan)
+app.command()(sensitivity)
+app.command()(lottery)
 app.command()(tiers)
 app.command()(infer)
 app.add_typer(cache_app, name="cache", help="Look at the artifact store and keep it tidy.")

@@ -71,7 +71,7 @@ def gc(
     ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Remove leftovers, old quarantine and logs, and the least recently used artifacts beyond the bound."""
+    """Remove leftovers, old quarantine, logs and pass cache, and the least recently used artifacts beyond the bound."""
     opened = _opened(store, config, max_bytes=max_bytes)
     before_bytes = size_on_disk_bytes(opened.root)
     removed = opened.collect_garbage()

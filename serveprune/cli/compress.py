@@ -14,7 +14,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from serveprune.artifacts.builder import BuildOutcome, BuildRequest, BuildResult
-from serveprune.artifacts.manifest import MANIFEST_FILE
+from serveprune.artifacts.manifest import MANIFEST_FILE, PassRecord
 from serveprune.artifacts.store import Artifact, ArtifactStore
 from serveprune.cli.compress_target import Pooling, SourceFlags, Target, TaskFlag, resolve_target, with_samples
 from serveprune.cli.console import progress_console, progress_display
@@ -122,6 +122,8 @@ def report(result: BuildResult, *, tier: Artifact | None, dense: Artifact | None
             "tier": tier.manifest.graph.parameters if tier else None,
         },
         "left_in_float": list(_left_in_float(tier)) if tier else None,
+        "warnings": list(_warnings(tier)) if tier else None,
+        "sparsity": [_sparsity(step) for step in _sparse_steps(tier)] if tier else None,
         "parity_max_abs_error": dense.manifest.parity_max_abs_error if dense else None,
         "notes": list(dense.manifest.notes) if dense else None,
         "artifact": str(tier.folder) if tier else None,
@@ -168,8 +170,35 @@ def _left_in_float(tier: Artifact) -> tuple[str, ...]:
     return tuple(name for step in tier.manifest.passes for name in step.report.get("left_in_float", ()))
 
 
+def _warnings(tier: Artifact) -> tuple[str, ...]:
+    """Return what passes had to say about the samples they learned from."""
+    return tuple(text for step in tier.manifest.passes for text in step.report.get("warnings", ()))
+
+
+def _sparse_steps(tier: Artifact) -> tuple[PassRecord, ...]:
+    """Return the passes that set single weights to zero."""
+    return tuple(step for step in tier.manifest.passes if "sparsity" in step.report)
+
+
+def _sparsity(step: PassRecord) -> dict[str, Any]:
+    shown = ("sparsity", "sparsity_of_all_weights", "pattern", "removed_units", "layers", "runtime")
+    return {name: step.report[name] for name in shown if name in step.report}
+
+
+def _sparsity_text(step: PassRecord) -> str:
+    """Say how many zeros a pass left, and what the runtime makes of them."""
+    found = _sparsity(step)
+    shares = [layer["sparsity"] for layer in found["layers"]]
+    return (
+        f"{found['sparsity']:.1%} of the weights of {len(shares)} layers are zero (by layer {min(shares):.1%} to "
+        f"{max(shares):.1%}); {found['runtime']}"
+    )
+
+
 def _findings(tier: Artifact, dense: Artifact | None) -> Iterator[tuple[str, str]]:
     """Yield what import and passes found, as (label, text)."""
+    yield from (("warning", text) for text in _warnings(tier))
+    yield from (("sparsity", _sparsity_text(step)) for step in _sparse_steps(tier))
     left = _left_in_float(tier)
     if left:
         more = f" and {len(left) - _MOST_NODES_SHOWN} more" if len(left) > _MOST_NODES_SHOWN else ""

@@ -23,6 +23,7 @@ EXIT_BAD_INPUT = 2
 EXIT_INTERRUPTED = 130
 
 _PLANNER = "serveprune.compression.planner"
+_LOG_SUFFIX = "@plan"  # no tier has an @ in its name
 _BAD_INPUT = {Code.INVALID_ARGUMENT, Code.NOT_FOUND, Code.FAILED_PRECONDITION}
 
 
@@ -44,7 +45,7 @@ def plan(
     plot: Annotated[Path | None, typer.Option(help="Draw the plan into this .png, .svg or .pdf file.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else.")] = False,
 ) -> None:
-    """Say what a profile's prune pass would remove, what that costs and saves, and what stays whole and why.
+    """Say what a profile's first prune pass would remove, what that costs and saves, and what stays whole and why.
 
     Nothing is cut and no tier is made; what is measured is kept in the store, so that a build that follows does not
     measure it again. Exit status: 0 planned, 2 bad input (an unreachable target, nothing to prune, no calibration
@@ -92,7 +93,11 @@ def answer(result: BuildResult, *, report: PlanReport | None, picture: Path | No
 
 def _plan(target: Target, interrupted: Event) -> BuildResult:
     planner = SubprocessBuilder(
-        target.store, target.builds, threads_of_serving=target.threads_of_serving, worker=_PLANNER
+        target.store,
+        target.builds,
+        threads_of_serving=target.threads_of_serving,
+        worker=_PLANNER,
+        log_suffix=_LOG_SUFFIX,
     )
     request = BuildRequest(model_name=target.name, model=target.model, tier=target.tier, profile=target.profile)
     name = f"{target.name}@{target.tier}"

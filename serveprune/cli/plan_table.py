@@ -46,9 +46,12 @@ def total_text(report: PlanReport) -> str:
 
 def basis_text(report: PlanReport) -> str:
     """Return what the prediction rests on."""
+    count = report.passes.count("prune")
+    first = f"first of {count} prune passes, " if count > 1 else ""
     threads = "1 thread" if report.threads == 1 else f"{report.threads} threads"
     timed = f"batch of {report.batch_size}, {threads}, " if report.predicted.unit == "ms" else ""
-    return f"{timed}{report.calibration_samples} calibration samples, importance {report.importance}"
+    samples = "calibration samples" if report.learned_from == "calibration set" else "made-up samples"
+    return f"{first}{timed}{report.calibration_samples} {samples}, importance {report.importance}"
 
 
 def group_row(group: PlannedGroup) -> tuple[str, str, str, str, str]:
@@ -82,7 +85,14 @@ def percent(share: float) -> str:
 
 
 def findings(report: PlanReport, *, every_axis: bool = False) -> Iterator[str]:
-    """Yield what stays whole and why, one line each."""
+    """Yield warnings, and what stays whole and why, one line each."""
+    yield from (f"warning: {warning}" for warning in report.warnings)
+    later = report.passes[report.planned_pass :]
+    if "prune" in later:
+        yield (
+            f"This is pass {report.planned_pass} of {len(report.passes)} ({', '.join(report.passes)}). The next prune "
+            "works on what this one leaves, repaired, and is not planned here."
+        )
     if any(group.saved_ms is not None for group in report.groups):
         yield (
             "Milliseconds and errors are those of each group alone, the others dense; layers between two groups get "

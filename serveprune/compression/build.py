@@ -1,19 +1,20 @@
 """An artifact's life, from the request to the store, top to bottom."""
 
+import shutil
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from pathlib import Path
 
 from serveprune.artifacts.builder import BuildOutcome, BuildProgress, BuildRequest, BuildResult
 from serveprune.artifacts.environment import environment
+from serveprune.artifacts.graph_file import plain_graph, store_graph
 from serveprune.artifacts.integrity import file_records
 from serveprune.artifacts.key import artifact_key, dense_key, source_recipe, tier_recipe
 from serveprune.artifacts.lease import Lease
 from serveprune.artifacts.manifest import GRAPH_FILE, Manifest
 from serveprune.artifacts.store import Artifact, ArtifactStore
-from serveprune.compression.calibration import BuildSamples, samples_of
+from serveprune.compression.calibration import BuildSamples, samples_of, task_of
 from serveprune.compression.measuring import measure_tier
 from serveprune.compression.pass_sequence import apply_passes
 from serveprune.config.profile import ProfileConfig
@@ -148,18 +149,25 @@ class _Build:
         # Intermediate files have a folder of their own, on the same disk and removed the same way.
         with self.store.lease(begun.key), self.store.staging() as folder, self.store.staging() as workspace:
             graph = folder / GRAPH_FILE
+            for name in (name for step in begun.manifest.passes for name in step.files):
+                shutil.copyfile(begun.folder / name, folder / name)
             passes = apply_passes(
                 remaining,
-                begun.graph,
+                plain_graph(begun.graph, folder=workspace),
                 output=graph,
+                dense=dense.graph,
+                model_name=self.request.model_name,
+                task=task_of(dense, self.request.model, samples),
                 samples=samples,
                 workspace=workspace,
                 cpu=environment()["cpu"],
                 threads=self.threads,
                 serving_threads=self.threads_of_serving,
-                cache=pass_cache(self.store),
+                cache=self.store.pass_cache,
                 on_progress=self._part(_IMPORTED, _COMPRESSED),
             )
+            # From here on it is what will be served, as it will lie on the disk.
+            graph = store_graph(graph)
             measurements = measure_tier(
                 dense,
                 graph,
@@ -209,17 +217,12 @@ class _Build:
         self._report("reading samples", _IMPORTED)
         return samples_of(dense, self.request.model)
 
-    def _part(self, start: float, end: float) -> Callable[[str, float], None]:
-        """Return what takes a stage of one part, and how much of that part is done."""
-        return lambda stage, fraction: self._report(stage, start + (end - start) * fraction)
+    def _part(self, start: float, end: float) -> Callable[..., None]:
+        """Return what takes a stage of one part, how much of that part is done, and perhaps a message."""
+        return lambda stage, fraction, message="": self._report(stage, start + (end - start) * fraction, message)
 
     def _report(self, stage: str, fraction: float, message: str = "") -> None:
         self.on_progress(BuildProgress(stage, fraction, message))
-
-
-def pass_cache(store: ArtifactStore) -> Path:
-    """Return the folder for what passes of several builds share."""
-    return store.root / "pass-cache"
 
 
 def _now() -> str:

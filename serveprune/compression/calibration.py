@@ -7,6 +7,7 @@ from serveprune.artifacts.store import Artifact
 from serveprune.config.model import ModelConfig
 from serveprune.errors import InvalidArgument
 from serveprune.evaluation.dataset import Dataset, load_dataset
+from serveprune.evaluation.task import Task, infer_task
 from serveprune.oip.tensor import TensorSpec
 from serveprune.preprocessing.loading import load_preprocessor
 from serveprune.preprocessing.protocol import Preprocessor
@@ -35,6 +36,12 @@ def samples_of(dense: Artifact, model: ModelConfig) -> BuildSamples:
     declared = dense.manifest.preprocessing
     preprocessor = load_preprocessor(declared, folder=dense.folder, inputs=inputs) if declared else None
     return load_samples(model, inputs=inputs, preprocessor=preprocessor)
+
+
+def task_of(dense: Artifact, model: ModelConfig, samples: BuildSamples) -> Task:
+    """Return what the answers of a model mean, judged by its imported graph."""
+    outputs = [record.spec for record in dense.manifest.graph.outputs]
+    return infer_task(model, outputs, labelled=samples.evaluation.labels is not None)
 
 
 def load_samples(

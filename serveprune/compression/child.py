@@ -12,9 +12,11 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from threading import Event
+from types import MappingProxyType
+from typing import Any
 
 import psutil
 
@@ -39,7 +41,14 @@ class SubprocessBuilder:
     """
 
     def __init__(
-        self, store_config: StoreConfig, builds: BuildsConfig, *, threads_of_serving: int = 1, worker: str = _WORKER
+        self,
+        store_config: StoreConfig,
+        builds: BuildsConfig,
+        *,
+        threads_of_serving: int = 1,
+        worker: str = _WORKER,
+        log_suffix: str = "",
+        settings: Mapping[str, Any] = MappingProxyType({}),
     ) -> None:
         """Remember where artifacts go and what a build may take.
 
@@ -48,11 +57,15 @@ class SubprocessBuilder:
             builds: Limits of one build.
             threads_of_serving: Threads one batch gets in serving; latency is measured with as many.
             worker: Module that the child runs.
+            log_suffix: Sets the logs of what fails apart from those of builds.
+            settings: What that module is asked beyond the request; ready for JSON.
         """
         self._store_config = store_config
         self._builds = builds
         self._threads_of_serving = threads_of_serving
         self._worker = worker
+        self._log_suffix = log_suffix
+        self._settings = dict(settings)
 
     def build(
         self, request: BuildRequest, *, on_progress: Callable[[BuildProgress], None], cancelled: Event
@@ -89,6 +102,7 @@ class SubprocessBuilder:
             builds=self._builds,
             threads_of_serving=self._threads_of_serving,
             parent_pid=os.getpid(),
+            settings=self._settings,
         )
         with (folder / _LOG).open("wb") as log:
             process = subprocess.Popen(
@@ -117,7 +131,7 @@ class SubprocessBuilder:
 
     def _keep_log(self, request: BuildRequest, log: Path) -> Path | None:
         try:
-            kept = self._store().failure_log(f"{request.model_name}@{request.tier}")
+            kept = self._store().failure_log(f"{request.model_name}@{request.tier}{self._log_suffix}")
             kept.parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(log, kept)
         except OSError:

@@ -23,6 +23,7 @@ class BuildJob(_Line):
     builds: BuildsConfig
     threads_of_serving: int = Field(1, description="Threads of one batch in serving; latency is measured with them.")
     parent_pid: int = Field(description="The child ends when this process does.")
+    settings: dict[str, Any] = Field({}, description="What a worker that answers a question is asked beyond that.")
 
 
 class ProgressLine(_Line):

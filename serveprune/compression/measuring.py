@@ -9,6 +9,7 @@ from serveprune.artifacts.store import Artifact
 from serveprune.backends.onnx_runtime import OnnxRuntimeBackend
 from serveprune.compression.calibration import BuildSamples
 from serveprune.config.model import ModelConfig
+from serveprune.evaluation.latency import latency_clock
 from serveprune.evaluation.measure import measure
 from serveprune.evaluation.task import infer_task
 from serveprune.graph.footprint import graph_record
@@ -61,5 +62,6 @@ def measure_tier(
             tier_bytes=graph_record(graph).bytes,
             evaluation_set=samples.evaluation_set,
             task_is_told=model.task is not None,
+            clock=latency_clock(threads),
             on_progress=report,
         )

@@ -14,6 +14,11 @@ from serveprune.artifacts.durability import require_room
 from serveprune.config.passes import PassOptions
 from serveprune.errors import BuildFailed, Internal
 from serveprune.evaluation.dataset import Dataset
+from serveprune.evaluation.task import Task
+
+
+def _unheard(words: str) -> None:
+    pass
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,6 +35,10 @@ class PassContext:
         progress: Takes the done fraction of this pass, from 0 to 1.
         serving_threads: Threads of one batch in serving, with which a pass measures latency.
         cache: Folder for what other tiers and later builds of this store can use again; None keeps nothing.
+        dense: The imported graph, before any pass of the profile; None where there is no profile around the pass.
+        model_name: Of the model, for messages.
+        task: What the model's answers mean.
+        note: Takes words to show beside the fraction from now on, such as a loss.
     """
 
     options: PassOptions
@@ -41,13 +50,23 @@ class PassContext:
     progress: Callable[[float], None]
     serving_threads: int = 1
     cache: Path | None = None
+    dense: Path | None = None
+    model_name: str = "model"
+    task: Task = Task.GENERIC
+    note: Callable[[str], None] = _unheard
 
 
 @dataclass(frozen=True, slots=True)
 class PassReport:
-    """What a pass did, in JSON-ready values for people and for the manifest."""
+    """What a pass did.
+
+    Attributes:
+        findings: JSON-ready values for people and for the manifest.
+        files: Names of what the pass left beside the graph, which becomes part of the artifact.
+    """
 
     findings: Mapping[str, Any]
+    files: tuple[str, ...] = ()
 
 
 class Pass(Protocol):
@@ -68,6 +87,8 @@ class Pass(Protocol):
 
 _TABLE: Mapping[str, str] = MappingProxyType(
     {
+        "distill": "serveprune.compression.distillation.distill:DistillPass",
+        "lottery": "serveprune.compression.lottery.lottery:LotteryPass",
         "prune": "serveprune.compression.pruning.prune:PrunePass",
         "quantize": "serveprune.compression.quantization.quantize:QuantizePass",
     }

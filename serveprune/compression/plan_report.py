@@ -15,6 +15,11 @@ _COUNTED = re.compile(r"[^:]:\d+$")
 """The end of the name of a second group on one weight."""
 
 
+def without_node(reason: str) -> str:
+    """Return why a weight is pinned without the node's name, so that those of one operator are one reason."""
+    return _NODE.sub(r"\1", reason)
+
+
 class _Part(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -91,16 +96,19 @@ class Prediction(_Part):
 
 
 class PlanReport(_Part):
-    """What the `prune` pass of a profile would do to a model."""
+    """What the first `prune` pass of a profile would do to a model."""
 
     model: str
     tier: str
+    passes: tuple[str, ...] = Field(description="Names of the profile's passes.")
+    planned_pass: int = Field(description="Place of the pass that is planned, from 1; later ones are not planned.")
     target: dict[str, float]
     structure: str
     importance: str
     batch_size: int
     threads: int = Field(description="Threads of one batch, with which latency is measured.")
-    calibration_samples: int
+    calibration_samples: int = Field(description="Samples that were learned from.")
+    learned_from: str = Field(description="`calibration set`, or `synthetic inputs` where the profile asks for them.")
     predicted: Prediction
     error: float = Field(description="Sum over groups and removed blocks, which the plan keeps as small as it can.")
     groups: tuple[PlannedGroup, ...]
@@ -108,10 +116,11 @@ class PlanReport(_Part):
     left_whole: tuple[WholeGroup, ...]
     pinned: tuple[PinnedWeight, ...]
     not_understood: tuple[str, ...] = Field(description="Operators without a rule; what they touch is kept whole.")
+    warnings: tuple[str, ...] = Field(description="What the samples are not good for.")
 
     def pinned_by_reason(self) -> dict[str, list[PinnedWeight]]:
         """Return the pinned axes by reason, the most frequent first; nodes of one operator are one reason."""
         found: dict[str, list[PinnedWeight]] = {}
         for axis in self.pinned:
-            found.setdefault(_NODE.sub(r"\1", axis.reason), []).append(axis)
+            found.setdefault(without_node(axis.reason), []).append(axis)
         return dict(sorted(found.items(), key=lambda item: (-len(item[1]), item[0])))

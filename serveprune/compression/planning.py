@@ -8,8 +8,8 @@ from serveprune.artifacts.builder import BuildProgress, BuildRequest
 from serveprune.artifacts.environment import environment
 from serveprune.artifacts.manifest import GRAPH_FILE
 from serveprune.artifacts.store import Artifact, ArtifactStore
-from serveprune.compression.build import build, pass_cache
-from serveprune.compression.calibration import BuildSamples, samples_of
+from serveprune.compression.build import build
+from serveprune.compression.calibration import BuildSamples, samples_of, task_of
 from serveprune.compression.pass_sequence import SEED, apply_passes
 from serveprune.compression.plan_report import (
     CoupledAxis,
@@ -22,16 +22,17 @@ from serveprune.compression.plan_report import (
     layer_label,
 )
 from serveprune.compression.pruning.dependency_graph import PruningGroup
-from serveprune.compression.pruning.learning_samples import learning_samples
+from serveprune.compression.pruning.learning_samples import learned_from, learning_samples, noise_warnings
 from serveprune.compression.pruning.plan import Plan
 from serveprune.compression.pruning.pruning import Pruning
 from serveprune.config.model import DENSE
-from serveprune.config.profile import ProfileConfig
+from serveprune.config.profile import PassConfig, ProfileConfig
 from serveprune.config.pruning import PruneOptions
 from serveprune.errors import InvalidArgument, Unavailable
+from serveprune.evaluation.dataset import Dataset
+from serveprune.evaluation.task import Task
 
 _IMPORTED, _READ = 0.3, 0.4
-_COUNTED = {"parameters_ratio": "parameters", "bytes_ratio": "bytes"}
 
 
 def plan_tier(
@@ -82,13 +83,15 @@ class _Planning:
                 raise Unavailable("the dense graph was evicted as soon as it was found; raise store.max_bytes")
             samples = self._samples(dense)
             graph = dense.graph if earlier is None else self._apply(earlier, dense, samples, workspace)
-            return self._plan(graph, options, samples, workspace)
+            task = task_of(dense, self.request.model, samples)
+            return self._plan(graph, options, samples, workspace, task=task)
 
     def _step(self) -> tuple[ProfileConfig | None, PruneOptions]:
         """Return what the profile does before its first `prune`, if anything, and the options of that pass."""
         profile, model = self.request.profile, self.request.model
         for place, step in enumerate(profile.passes if profile is not None else ()):
-            if profile is not None and step.prune is not None:
+            # Single weights go where they are; there is nothing to plan.
+            if profile is not None and isinstance(step.prune, PruneOptions):
                 if model.calibration is None and step.prune.synthetic_samples is None:
                     raise InvalidArgument(
                         "prune: expected unlabelled samples to learn from, got none; set "
@@ -96,8 +99,12 @@ class _Planning:
                     )
                 earlier = profile.model_copy(update={"passes": profile.passes[:place]}) if place else None
                 return earlier, step.prune
-        names = ", ".join(step.name for step in profile.passes) if profile is not None else "none"
+        names = ", ".join(map(_described, profile.passes)) if profile is not None else "none"
         raise InvalidArgument(f"expected a profile with a `prune` pass; the passes of {self.request.tier} are: {names}")
+
+    def _place(self, options: PruneOptions) -> int:
+        assert self.request.profile is not None
+        return next(index for index, step in enumerate(self.request.profile.passes) if step.prune is options)
 
     def _importing(self, progress: BuildProgress) -> None:
         if progress.fraction < 1:  # the end of the import is not the end
@@ -115,17 +122,22 @@ class _Planning:
             earlier,
             dense.graph,
             output=folder / GRAPH_FILE,
+            dense=dense.graph,
+            model_name=self.request.model_name,
+            task=task_of(dense, self.request.model, samples),
             samples=samples,
             workspace=folder,
             cpu=environment()["cpu"],
             threads=self.threads,
             serving_threads=self.threads_of_serving,
-            cache=pass_cache(self.store),
-            on_progress=lambda stage, _fraction: self.on_progress(BuildProgress(stage, _IMPORTED)),
+            cache=self.store.pass_cache,
+            on_progress=lambda stage, _fraction, message: self.on_progress(BuildProgress(stage, _IMPORTED, message)),
         )
         return folder / GRAPH_FILE
 
-    def _plan(self, graph: Path, options: PruneOptions, samples: BuildSamples, workspace: Path) -> PlanReport:
+    def _plan(
+        self, graph: Path, options: PruneOptions, samples: BuildSamples, workspace: Path, *, task: Task
+    ) -> PlanReport:
         self.on_progress(BuildProgress("reading the graph", _IMPORTED))
         learning = learning_samples(samples.calibration, options, graph=graph, seed=SEED)
         pruning = Pruning(
@@ -135,15 +147,19 @@ class _Planning:
             workspace=workspace,
             threads=self.threads,
             serving_threads=self.threads_of_serving,
-            cache=pass_cache(self.store),
+            cache=self.store.pass_cache,
             seed=SEED,
+            task=task,
+            model_name=self.request.model_name,
         )
         self.on_progress(BuildProgress("planning", _READ))
         share = 1 - _READ
         plan = pruning.plan(progress=lambda done: self.on_progress(BuildProgress("planning", _READ + share * done)))
-        return self._report(pruning, plan, options, samples=len(learning))
+        return self._report(pruning, plan, options, samples=len(learning), calibration=samples.calibration)
 
-    def _report(self, pruning: Pruning, plan: Plan, options: PruneOptions, *, samples: int) -> PlanReport:
+    def _report(
+        self, pruning: Pruning, plan: Plan, options: PruneOptions, *, samples: int, calibration: Dataset | None
+    ) -> PlanReport:
         found = {group.name: group for group in pruning.graph.groups}
         groups = tuple(
             PlannedGroup(
@@ -166,18 +182,23 @@ class _Planning:
             for name, inside in sorted(pruning.blocks.items(), key=lambda item: min(map(order.index, item[1])))
         )
         lost = [group.error for group in groups if group.after] + [block.error for block in blocks if block.removed]
-        timed = plan.predicted["unit"] == "ms"
+        profile = self.request.profile
+        assert profile is not None
+        passes = tuple(step.name for step in profile.passes)
         return PlanReport(
             model=self.request.model_name,
             tier=self.request.tier,
+            passes=passes,
+            planned_pass=self._place(options) + 1,
             target={options.target.kind: options.target.value},
             structure=options.structure,
             importance=options.importance,
-            batch_size=min(options.workload.batch_size, samples),
+            batch_size=pruning.batch_size,
             threads=self.threads_of_serving,
             calibration_samples=samples,
+            learned_from=learned_from(calibration),
             predicted=Prediction(
-                unit="ms" if timed else _COUNTED.get(options.target.kind, "multiplications"),
+                unit=plan.predicted["unit"],
                 before=plan.predicted["before"],
                 after=plan.predicted["after"],
             ),
@@ -190,7 +211,12 @@ class _Planning:
                 for axis in pruning.graph.pinned
             ),
             not_understood=plan.unknown_operators,
+            warnings=(*noise_warnings(calibration, options), *pruning.warnings),
         )
+
+
+def _described(step: PassConfig) -> str:
+    return "prune of weights, which leaves nothing to plan" if step.prune is not None else step.name
 
 
 def _left_whole(pruning: Pruning) -> tuple[WholeGroup, ...]:

@@ -135,6 +135,7 @@ _EXPECTED: Mapping[str, str | Callable[[Mapping[str, Any], _Place], str]] = {
     "too_short": _entries_words,
     "greater_than": lambda context, _: f"a number above {_plain(context['gt'])}",
     "greater_than_equal": lambda context, _: f"a number of at least {_plain(context['ge'])}",
+    "less_than": lambda context, _: f"a number below {_plain(context['lt'])}",
     "less_than_equal": lambda context, _: f"a number of at most {_plain(context['le'])}",
     "union_tag_not_found": _tag_words,
     "unknown_source": "a mapping with exactly one of the keys onnx, huggingface, torch, pt2",

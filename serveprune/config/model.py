@@ -208,7 +208,9 @@ class ModelConfig(ConfigModel):
         default=None,
         description="Default: what the source's folder declares (tokenizer.json, preprocessor_config.json).",
     )
-    calibration: DatasetConfig | None = Field(default=None, description="Unlabelled inputs that passes learn from.")
+    calibration: DatasetConfig | None = Field(
+        default=None, description="Inputs that passes learn from; labels are used by those that ask for them."
+    )
     evaluation: DatasetConfig | None = Field(
         default=None, description="Held-out inputs, with labels or scores if there are any, that tiers are judged on."
     )

@@ -22,6 +22,7 @@ Number = Annotated[float, BeforeValidator(_number)]
 
 # For optional fields: a bound on the whole of `X | None` is judged, but missing in the JSON Schema.
 PositiveWholeNumber = Annotated[int, Field(ge=1), BeforeValidator(_whole_number)]
+WholeNumberFromZero = Annotated[int, Field(ge=0), BeforeValidator(_whole_number)]
 PositiveNumber = Annotated[float, Field(gt=0), BeforeValidator(_number)]
 NumberAboveOne = Annotated[float, Field(gt=1), BeforeValidator(_number)]
 Fraction = Annotated[float, Field(gt=0, lt=1), BeforeValidator(_number)]

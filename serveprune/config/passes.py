@@ -1,3 +1,5 @@
+from collections.abc import Mapping
+from pathlib import Path
 from typing import ClassVar
 
 from serveprune.config.base import ConfigModel
@@ -11,3 +13,7 @@ class PassOptions(ConfigModel):
     """
 
     revision: ClassVar[int]
+
+    def files(self) -> Mapping[str, Path]:
+        """Return the files that options name, by the option's place (``section.key``): their content is what counts."""
+        return {}

@@ -1,11 +1,15 @@
-from typing import Any, ClassVar, Literal, Self
+from collections.abc import Mapping
+from typing import Annotated, Any, ClassVar, Literal, Self
 
-from pydantic import ConfigDict, Field, model_validator
+from pydantic import ConfigDict, Discriminator, Field, Tag, model_validator
 
 from serveprune.config.base import ConfigModel
-from serveprune.config.numbers import Number, NumberFromZero, PositiveNumber
+from serveprune.config.distillation import DistillOptions
+from serveprune.config.lottery import LotteryOptions
+from serveprune.config.numbers import Number, NumberFromZero, PositiveNumber, PositiveWholeNumber
 from serveprune.config.passes import PassOptions
 from serveprune.config.pruning import PruneOptions
+from serveprune.config.sparsity import WeightPruneOptions
 
 
 class QuantizeOptions(PassOptions):
@@ -22,6 +26,22 @@ class QuantizeOptions(PassOptions):
         "calibration set. `auto`: static for convolutional graphs, dynamic for transformers and recurrent nets.",
     )
     ignore: tuple[str, ...] = Field(default=(), description="Shell-style patterns of node names that stay in float.")
+    keep_float: PositiveWholeNumber | None = Field(
+        default=None,
+        description="So many layers stay in float: those that lose most of the answers' energy on calibration samples "
+        "when they alone are quantized, as `serveprune sensitivity` shows.",
+    )
+
+
+def _what_goes(value: Any) -> str:
+    structure = value.get("structure") if isinstance(value, Mapping) else getattr(value, "structure", None)
+    return "weights" if structure == "weights" else "units"
+
+
+Prune = Annotated[
+    Annotated[PruneOptions, Tag("units")] | Annotated[WeightPruneOptions, Tag("weights")],
+    Discriminator(_what_goes),
+]
 
 
 class PassConfig(ConfigModel):
@@ -29,7 +49,13 @@ class PassConfig(ConfigModel):
 
     model_config = ConfigDict(json_schema_extra={"minProperties": 1, "maxProperties": 1})
 
-    prune: PruneOptions | None = Field(default=None, description="Remove channels, neurons or heads.")
+    distill: DistillOptions | None = Field(
+        default=None, description="Train what is left until it answers like dense; empty for the defaults."
+    )
+    lottery: LotteryOptions | None = Field(
+        default=None, description="Find a sparse network that learns as well as the dense one, from labelled samples."
+    )
+    prune: Prune | None = Field(default=None, description="Remove channels, neurons, heads or single weights.")
     quantize: QuantizeOptions | None = Field(default=None, description="Quantize to integers; empty for the defaults.")
 
     @model_validator(mode="before")

@@ -88,7 +88,7 @@ class StoreConfig(ConfigModel):
     )
     max_bytes: Size = Field(
         default=ByteSize(20 * 2**30),
-        description="Least recently used artifacts are evicted beyond this size; loaded ones never.",
+        description="Beyond this size the least recently used artifacts go, loaded ones never, and what passes share.",
     )
 
 

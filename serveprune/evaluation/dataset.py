@@ -1,6 +1,6 @@
 import hashlib
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
@@ -25,12 +25,14 @@ class Dataset:
         labels: ``(N,)`` int64 class of each sample.
         pairs: Indices of two samples, and how alike people found them (any scale).
         padding: Graph input -> value that lengthens axis 0 of a sample without changing its answer.
+        most_rows: Most samples in a batch, whoever asks for more; any number by default.
     """
 
     samples: tuple[Mapping[str, Array], ...]
     labels: Array | None = None
     pairs: tuple[tuple[int, int, float], ...] = ()
     padding: Mapping[str, int] = field(default_factory=dict)
+    most_rows: int | None = None
 
     def __len__(self) -> int:
         return len(self.samples)
@@ -65,7 +67,8 @@ class Dataset:
     def select(self, indices: Sequence[int]) -> "Dataset":
         """Return the named samples in that order; pairs stay where both samples do."""
         positions = {old: new for new, old in enumerate(indices)}
-        return Dataset(
+        return replace(
+            self,
             samples=tuple(self.samples[index] for index in indices),
             labels=None if self.labels is None else self.labels[np.asarray(indices, dtype=np.int64)],
             pairs=tuple(
@@ -73,7 +76,6 @@ class Dataset:
                 for first, second, score in self.pairs
                 if first in positions and second in positions
             ),
-            padding=self.padding,
         )
 
     def head(self, count: int) -> "Dataset":
@@ -107,6 +109,7 @@ class Dataset:
 
     def chunks(self, batch_size: int) -> Iterator[Array]:
         """Yield the sample indices ``(n,)`` of each item of `batches`."""
+        batch_size = min(batch_size, self.most_rows or batch_size)
         groups: dict[tuple[object, ...], list[int]] = {}
         for index, sample in enumerate(self.samples):
             # Axis 0 of padded inputs does not matter.

@@ -16,6 +16,15 @@ _MOST_REPEATS = 100
 _LEAST_CALL_SECONDS = 1e-9
 
 
+def latency_clock(threads: int) -> Callable[[], float]:
+    """Return what to time a run on the processor with, in seconds from any fixed moment.
+
+    The processor time of this process if one thread computes, which others on the machine hardly disturb: a build
+    runs beside the server, at a lower priority. Else the time on the wall.
+    """
+    return time.process_time if threads == 1 else time.perf_counter
+
+
 def measure_latency(
     dense: Callable[[], object],
     tier: Callable[[], object],

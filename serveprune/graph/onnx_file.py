@@ -5,6 +5,7 @@ import onnx
 import onnx_ir as ir
 from google.protobuf.message import DecodeError
 
+from serveprune.artifacts.graph_file import is_compressed, read_graph
 from serveprune.errors import InvalidArgument
 
 EXTERNAL_DATA_FILE = "model.onnx.data"
@@ -19,7 +20,10 @@ def read_header(path: Path) -> onnx.ModelProto:
         InvalidArgument: The file is missing, truncated or no ONNX model.
     """
     try:
-        model = onnx.load(path, load_external_data=False)
+        if is_compressed(path):
+            model = onnx.load_model_from_string(read_graph(path))
+        else:
+            model = onnx.load(path, load_external_data=False)
     except FileNotFoundError:
         raise InvalidArgument(f"{path.name}: there is no such file at {path}") from None
     except OSError as error:

@@ -86,7 +86,13 @@ def copy_store(store: Path, copy: Path, *, artifacts: Collection[tuple[str, str]
 def tier_of(manifest: dict[str, Any]) -> str:
     """Return which of the demo's tiers an artifact is, by the passes that made it."""
     passes = tuple(step["name"] for step in manifest["passes"])
-    return {(): "dense", ("quantize",): "int8", ("prune",): "lean", ("prune", "quantize"): "lean-int8"}[passes]
+    return {
+        (): "dense",
+        ("quantize",): "int8",
+        ("prune",): "lean",
+        ("prune", "quantize"): "lean-int8",
+        ("prune", "distill", "quantize"): "small-int8",
+    }[passes]
 
 
 def artifact_folder(store: Path, *, model: str, tier: str) -> Path:

@@ -162,3 +162,29 @@ def test_plan_leaves_whole_what_the_profile_ignores_and_says_by_which_pattern(fo
     assert [(group["name"], group["kind"]) for group in found["groups"]] == [("up.weight", "neurons")]
     (whole,) = found["left_whole"]
     assert (whole["name"], whole["reason"]) == ("table", "ignore: table")
+
+
+def test_plan_says_that_only_the_first_prune_pass_is_planned_when_there_are_more(folder: Path) -> None:
+    twice = "passes: [{prune: {target: {ratio: 0.75}, round_to: 4}}, {prune: {target: {ratio: 0.5}, round_to: 4}}]\n"
+    result = plan(folder, profile=twice)
+    assert result.returncode == 0, result.stderr
+    assert "; first of 2 prune passes, 24 calibration samples" in result.stdout
+    assert "This is pass 1 of 2 (prune, prune). The next prune works on what this one leaves" in result.stdout
+
+
+def test_plan_says_when_it_learned_from_noise_or_from_too_little(folder: Path) -> None:
+    assert "warning: the 24 samples give one layer only 0.75 rows per input" in plan(folder).stdout
+    (folder / "lean.yaml").write_text("passes: [{prune: {target: {ratio: 0.5}, synthetic_samples: 32}}]\n")
+    made_up = serveprune(folder, "plan", "net.onnx", "--profile", "lean.yaml", "--evaluation", "evaluation.npz")
+    assert made_up.returncode == 0, made_up.stderr
+    assert "; 32 made-up samples, importance" in made_up.stdout
+    assert "warning: learned from 32 made-up inputs" in made_up.stdout
+
+
+def test_plan_keeps_its_log_apart_from_that_of_a_build(folder: Path) -> None:
+    told = json.loads(plan(folder, "--json", profile=COUNTED.replace("0.6", "0.01")).stdout)
+    assert told["log"].endswith("store/failures/net@lean@plan/build.log")
+    samples = ("--calibration", "calibration.npz", "--evaluation", "evaluation.npz")
+    failed = serveprune(folder, "compress", "net.onnx", "--profile", "lean.yaml", *samples, "--json")
+    assert json.loads(failed.stdout)["log"].endswith("store/failures/net@lean/build.log")
+    assert Path(told["log"]).exists()

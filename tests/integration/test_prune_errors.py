@@ -43,7 +43,13 @@ def compress(tmp_path: Path) -> Compress:
         ({"target": {"parameters_ratio": 0.001}}, r"asked parameters_ratio 0.001; the prunable part allows"),
         ({"target": {"ratio": 0.5}, "ignore": ["decoder*"]}, "ignore pattern 'decoder*' matches no weight"),
         ({"target": {"ratio": 0.5}, "ignore": ["*"]}, "nothing in this graph can be removed"),
-        ({"target": {"ratio": 0.5}, "structure": "heads"}, "nothing in this graph can be removed"),
+        (
+            {"target": {"ratio": 0.5}, "structure": "heads"},
+            "nothing in this graph can be removed; kept whole: structure: heads leaves channels whole (1); ",
+        ),
+        ({"target": {"ratio": 0.99}}, "ratio 0.99 removes nothing: widths go down in steps of round_to (16); lower"),
+        ({"target": {"ratio": 0.5}, "round_to": 512}, "ratio 0.5 removes nothing: "),
+        ({"target": {"latency_ms": 1e6}}, "asked 1e+06 ms; the dense model takes"),
     ],
 )
 def test_compress_exits_2_with_the_reason_when_the_wish_cannot_be_met(
@@ -62,8 +68,10 @@ def test_compress_learns_from_noise_only_when_told_to(compress: Compress, tmp_pa
     assert "synthetic_samples" in refused["reasons"][0]
     exit_code, built = compress(calibration=None, target={"ratio": 0.5}, synthetic_samples=64)
     assert (exit_code, built["outcome"]) == (0, "built")
-    manifest = json.loads((tmp_path / "out" / "manifest.json").read_text())
-    assert manifest["passes"][0]["report"]["learned_from"] == "synthetic inputs"
+    report = json.loads((tmp_path / "out" / "manifest.json").read_text())["passes"][0]["report"]
+    assert report["learned_from"] == "synthetic inputs"
+    assert "learned from 64 made-up inputs" in built["warnings"][0]
+    assert report["warnings"] == built["warnings"]
 
 
 def test_compress_warns_when_calibration_is_too_small(compress: Compress, tmp_path: Path) -> None:
@@ -74,4 +82,5 @@ def test_compress_warns_when_calibration_is_too_small(compress: Compress, tmp_pa
     (warning,) = report["warnings"]
     assert "rows per input" in warning
     assert "give more samples" in warning
+    assert built["warnings"] == [warning]
     assert report["masked_equivalence"] <= 1e-4

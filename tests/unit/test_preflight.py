@@ -127,6 +127,24 @@ def test_check_datasets_reports_a_tier_that_nothing_can_be_judged_on(folder: Pat
     assert check(folder, "source: {onnx: doubling.onnx}") == []
 
 
+def test_check_datasets_reports_labels_that_are_missing_when_the_tier_learns_from_them(folder: Path) -> None:
+    convolutional_graph(folder / "net.onnx")
+    np.savez(folder / "unlabelled.npz", image=images(4))
+    np.savez(folder / "labelled.npz", image=images(4), label=np.arange(4))
+    profile = "profiles:\n  ticket: {passes: [{lottery: {}}]}\n"
+
+    def problems(samples: str) -> list[str]:
+        model = f"models:\n  m:\n    source: {{onnx: net.onnx}}\n    tiers: [dense, ticket]\n    {samples}\n"
+        (folder / "serveprune.yaml").write_text(profile + model)
+        return check_datasets(load_config(folder / "serveprune.yaml"))
+
+    (problem,) = problems("calibration: {file: unlabelled.npz}")
+    assert problem.startswith("models.m.calibration: expected labels in unlabelled.npz, because profile ticket")
+    (problem,) = problems("evaluation: {file: labelled.npz}")
+    assert problem.startswith("models.m.calibration: expected a labelled set, because profile ticket")
+    assert problems("calibration: {file: labelled.npz}") == []
+
+
 def test_check_datasets_wants_no_calibration_when_the_graph_takes_dynamic_scales(folder: Path) -> None:
     embedding_graph(folder / "text.onnx")
     np.savez(folder / "set.npz", input_ids=np.zeros((2, 5), np.int64))
@@ -153,3 +171,24 @@ def test_preflight_imports_no_part_of_the_compressing_half() -> None:
     code = f"import sys, serveprune.preflight; sys.exit(repr({heavy} & sys.modules.keys()))"
     finished = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert finished.stderr.strip() == "set()"
+
+
+def test_check_datasets_reports_samples_and_labels_that_are_missing_when_the_tier_distills(folder: Path) -> None:
+    convolutional_graph(folder / "net.onnx")
+    np.savez(folder / "unlabelled.npz", image=images(4))
+    np.savez(folder / "labelled.npz", image=images(4), label=np.arange(4))
+
+    def problems(options: str, samples: str) -> list[str]:
+        profile = f"profiles:\n  learned: {{passes: [{{distill: {options}}}]}}\n"
+        model = f"models:\n  m:\n    source: {{onnx: net.onnx}}\n    tiers: [dense, learned]\n    {samples}\n"
+        (folder / "serveprune.yaml").write_text(profile + model)
+        return check_datasets(load_config(folder / "serveprune.yaml"))
+
+    (problem,) = problems("{}", "evaluation: {file: unlabelled.npz}")
+    assert problem == (
+        "models.m.calibration: expected a calibration set, because profile learned learns from it, got none"
+    )
+    assert problems("{}", "calibration: {file: unlabelled.npz}") == []
+    (problem,) = problems("{losses: {labels: 1}}", "calibration: {file: unlabelled.npz}")
+    assert problem.startswith("models.m.calibration: expected labels in unlabelled.npz, because profile learned")
+    assert problems("{losses: {labels: 1}}", "calibration: {file: labelled.npz}") == []

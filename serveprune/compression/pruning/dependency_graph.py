@@ -95,6 +95,10 @@ class DependencyGraph:
         """
         return self._walk.axes.get(value, ())
 
+    def roots(self, ids: Ids) -> Ids:
+        """Return the unit that stands for each of these and all it is joined with, as in `PruningGroup.units`."""
+        return self._walk.units.roots(ids)
+
     def removed_positions(self, ids: Ids | None, removed: frozenset[int]) -> Ids:
         """Return which positions of an axis go when these units go."""
         if ids is None or not removed:

@@ -198,7 +198,7 @@ class MagnitudeImportance:
             array = np.abs(np.moveaxis(weights[piece.name], piece.axis, 0).astype(np.float64)) ** self._norm
             if array.ndim > 1:  # biases and statistics say little about what a channel does
                 scores += array.reshape(len(array), -1).sum(axis=1)[piece.positions].sum(axis=1)
-        return _by_score(scores)
+        return by_score(scores)
 
 
 class RandomImportance:
@@ -222,7 +222,8 @@ class RandomImportance:
         return RemovalOrder(order, np.linspace(0.0, 1.0, group.width + 1))
 
 
-def _by_score(scores: Matrix) -> RemovalOrder:
+def by_score(scores: Matrix) -> RemovalOrder:
+    """Return the order of ``(width,)`` scores from the least; errors are the share of their sum that is gone."""
     order = np.argsort(scores, kind="stable")
     total = max(float(scores.sum()), 1e-12)
     return RemovalOrder(order, np.concatenate([[0.0], np.cumsum(scores[order]) / total]))

@@ -18,6 +18,7 @@ import onnx_ir as ir
 from serveprune.artifacts.digest import sha256_json
 from serveprune.artifacts.environment import environment
 from serveprune.backends.protocol import Backend, Session
+from serveprune.evaluation.latency import latency_clock
 from serveprune.oip.tensor import Array
 
 _log = logging.getLogger(__name__)
@@ -45,9 +46,8 @@ class Stopwatch:
         threads: Threads of one batch there.
         workspace: Folder in which graphs are written for the backend to load; they are removed again.
         cache: Folder of the times taken on this host before; ``None`` keeps none.
-        clock: Seconds from any fixed moment. By default the processor time of this process if one thread is timed,
-            which others on the machine hardly disturb, and else the time on the wall. A backend that waits
-            for a device needs the wall clock, ``time.perf_counter``.
+        clock: Seconds from any fixed moment; by default `latency_clock`. A backend that waits for a device needs
+            the wall clock, ``time.perf_counter``.
     """
 
     backend: Backend
@@ -89,7 +89,7 @@ class Stopwatch:
                 session = self.load(graph)
                 loaded.callback(session.close)
                 calls.append(partial(session.run, feeds))
-            clock = self.clock or (time.process_time if self.threads == 1 else time.perf_counter)
+            clock = self.clock or latency_clock(self.threads)
             times = _times_ms(calls, budget_seconds=budget_seconds, clock=clock)
         self._keep(key, times)
         return times

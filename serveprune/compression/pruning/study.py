@@ -7,7 +7,6 @@ import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from zipfile import BadZipFile
 
 import numpy as np
 import onnx_ir as ir
@@ -77,7 +76,7 @@ class StudyCache:
             # From memory: numpy leaves a file open whose content it cannot make out.
             with np.load(io.BytesIO(self._path.read_bytes()), allow_pickle=False) as arrays:
                 return _study_of(arrays)
-        except (OSError, EOFError, ValueError, KeyError, BadZipFile) as error:
+        except Exception as error:  # zipfile and numpy raise whatever their parsers stumble over
             _log.warning("the study in %s cannot be read and is made anew: %s", self._path, error)
             return None
 

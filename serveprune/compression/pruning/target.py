@@ -5,6 +5,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from serveprune.artifacts.manifest import LatencyRecord
 from serveprune.compression.pruning.allocation import Unreachable
 from serveprune.compression.pruning.cost import CostModel
 from serveprune.compression.pruning.coupled_allocation import (
@@ -21,6 +22,9 @@ from serveprune.errors import InvalidArgument
 
 LEAST_WIDTH = 4
 """Narrower layers leave the runtime's vector units idle."""
+
+_MISSED_RATIO = 0.05
+"""A model that misses its latency by more is worth another allocation, with what was measured."""
 
 
 def candidate_widths(group: PruningGroup, *, round_to: int) -> tuple[int, ...]:
@@ -59,7 +63,23 @@ def allocate_target(movables: Sequence[Movable], *, target: PruneTarget, cost: C
     try:
         return allocate_widths(movables, cost=cost, budget=_budget(target, cost))
     except Unreachable as error:
-        raise InvalidArgument(_possible(target, cost, error.least_cost)) from error
+        raise Unreachable(_possible(target, cost, error.least_cost), least_cost=error.least_cost) from error
+
+
+def distance(latency: LatencyRecord, *, target: PruneTarget) -> float:
+    """Return how far a measured latency is from a ``speedup`` or ``latency_ms``, relative to what that asks for."""
+    return abs(latency.ratio / _wanted_ratio(latency, target) - 1)
+
+
+def misses(latency: LatencyRecord, *, target: PruneTarget) -> bool:
+    """Tell whether a measured latency is off target by more than 5 %, and by more than noise explains."""
+    # About two standard errors of a median, from the distance between the 10th and the 90th percentile.
+    uncertain = (latency.ratio_high - latency.ratio_low) / math.sqrt(latency.rounds)
+    return distance(latency, target=target) > max(_MISSED_RATIO, uncertain / _wanted_ratio(latency, target))
+
+
+def _wanted_ratio(latency: LatencyRecord, target: PruneTarget) -> float:
+    return 1 / target.value if target.kind == "speedup" else target.value / latency.dense_ms
 
 
 def _budget(target: PruneTarget, cost: CostModel) -> float:

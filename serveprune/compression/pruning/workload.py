@@ -8,10 +8,15 @@ from serveprune.oip.tensor import Array
 
 
 def workload_feeds(samples: Dataset, workload: WorkloadOptions) -> dict[str, Array]:
-    """Return one batch of samples, stretched to the workload's length where samples have one."""
+    """Return one batch of samples, stretched to the workload's length where samples have one.
+
+    Samples are repeated where there are fewer than the batch has rows.
+    """
+    batch_size = min(workload.batch_size, samples.most_rows or workload.batch_size)
     if workload.length is None or not samples.padding:
-        return dict(samples.typical_batch(min(workload.batch_size, len(samples)))[1])
-    rows = [samples.samples[index % len(samples)] for index in range(workload.batch_size)]
+        _, feeds = samples.typical_batch(min(batch_size, len(samples)))
+        return {name: np.resize(array, (batch_size, *array.shape[1:])) for name, array in feeds.items()}
+    rows = [samples.samples[index % len(samples)] for index in range(batch_size)]
     # Real tokens, repeated to the wanted length: latency does not depend on which they are.
     stretched = [
         {

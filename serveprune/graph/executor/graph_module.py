@@ -11,7 +11,7 @@ from torch import Tensor
 
 from serveprune.errors import InvalidArgument
 from serveprune.graph.executor.constants import Role, role_of
-from serveprune.graph.executor.operator import Run
+from serveprune.graph.executor.operator import Rounding, Run
 from serveprune.graph.executor.program import Program
 from serveprune.graph.executor.state_names import StateNames
 from serveprune.graph.node import label, operator
@@ -65,7 +65,12 @@ class GraphModule(torch.nn.Module):
         return {name: found for name, found in tensors.items() if isinstance(found, torch.nn.Parameter)}
 
     def forward(
-        self, feeds: Mapping[str, Tensor], *, values: Sequence[str] = (), scales: Mapping[str, Tensor] | None = None
+        self,
+        feeds: Mapping[str, Tensor],
+        *,
+        values: Sequence[str] = (),
+        scales: Mapping[str, Tensor] | None = None,
+        roundings: Mapping[str, Rounding] | None = None,
     ) -> dict[str, Tensor]:
         """Return the outputs by name, and the values asked for.
 
@@ -75,6 +80,8 @@ class GraphModule(torch.nn.Module):
             values: Names of further values to return.
             scales: Factors by name of a value, which is multiplied with them as soon as it is known: gradients with
                 respect to a factor of 1 say what a channel is worth.
+            roundings: Functions by name of an input, a constant or a value, whose result takes its place as soon as it
+                is known; parameters stay what they are.
 
         Raises:
             InvalidArgument: An input is missing, a name is no value of the graph, or in training mode, running
@@ -90,6 +97,7 @@ class GraphModule(torch.nn.Module):
             raise InvalidArgument(f"expected the inputs {', '.join(self.inputs)}; missing: {', '.join(missing)}")
         unknown = [each for each in values if each not in self._known]
         unknown += [each for each in scales or () if each not in self._program.made]
+        unknown += [each for each in roundings or () if each not in self._known]
         if unknown:
             raise InvalidArgument(f"expected names of values that the graph computes; it has no {', '.join(unknown)}")
         tensors = self._names.tensors()
@@ -99,7 +107,8 @@ class GraphModule(torch.nn.Module):
                 key: value.to(run.moved_to) if value.is_floating_point() else value for key, value in feeds.items()
             }
         known = {**self._settings, **tensors, **feeds}
-        self._program.run(known, run, keep=frozenset(values), scales=scales)
+        known |= {name: rounding(known[name]) for name, rounding in (roundings or {}).items() if name in known}
+        self._program.run(known, run, keep=frozenset(values), scales=scales, roundings=roundings)
         return {name: known[name] for name in dict.fromkeys((*self.outputs, *values))}
 
     def write_back(self, model: ir.Model) -> None:

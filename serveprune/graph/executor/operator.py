@@ -37,6 +37,10 @@ Kernel = Callable[[Inputs, Run], Tensor | Sequence[Tensor | None]]
 """Computes a node. A tensor is the only output; a sequence has one entry per output."""
 
 
+Rounding = Callable[[Tensor], Tensor]
+"""Brings a value to what an integer could hold of it; gradients pass."""
+
+
 @dataclass(frozen=True, slots=True)
 class Operator:
     """An operator of the table.

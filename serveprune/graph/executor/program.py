@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from serveprune.errors import InvalidArgument
-from serveprune.graph.executor.operator import Inputs, Kernel, Run
+from serveprune.graph.executor.operator import Inputs, Kernel, Rounding, Run
 from serveprune.graph.executor.operators.control_flow import FLOW, Body
 from serveprune.graph.executor.table import OPERATORS
 from serveprune.graph.node import label, operator
@@ -72,6 +72,7 @@ class Program:
         *,
         keep: AbstractSet[str] = frozenset(),
         scales: Mapping[str, Tensor] | None = None,
+        roundings: Mapping[str, Rounding] | None = None,
     ) -> None:
         """Compute all nodes.
 
@@ -81,6 +82,7 @@ class Program:
             run: What kernels may ask.
             keep: Names of values to keep besides the outputs.
             scales: Factors that values are multiplied with as soon as they are known.
+            roundings: Functions that values go through then.
         """
         for step in self._steps:
             inputs: Inputs = [None if name is None else known[name] for name in step.inputs]
@@ -90,7 +92,8 @@ class Program:
             outputs: Sequence[Tensor | None] = (made,) if isinstance(made, Tensor) else made
             for name, value in zip(step.outputs, outputs, strict=False):
                 if name is not None and value is not None:
-                    known[name] = value * scales[name] if scales and name in scales else value
+                    scaled = value * scales[name] if scales and name in scales else value
+                    known[name] = roundings[name](scaled) if roundings and name in roundings else scaled
             for name in step.freed:
                 if name not in keep:
                     known.pop(name, None)

@@ -31,12 +31,15 @@ def timed_plan(*groups: PlannedGroup) -> PlanReport:
     return PlanReport(
         model="net",
         tier="lean",
+        passes=("prune",),
+        planned_pass=1,
         target={"speedup": 1.5},
         structure="auto",
         importance="reconstruction",
         batch_size=8,
         threads=1,
         calibration_samples=100,
+        learned_from="calibration set",
         predicted=Prediction(unit="ms", before=12.0, after=8.0),
         error=0.0246,
         groups=groups or (group("stem"), group("heads", after=7, before=12, kind="heads"), group("mlp", after=64)),
@@ -49,6 +52,7 @@ def timed_plan(*groups: PlannedGroup) -> PlanReport:
             for index in range(5)
         ),
         not_understood=("custom::Odd",),
+        warnings=(),
     )
 
 

@@ -65,7 +65,9 @@ def test_check_prints_json_when_asked(config: Path) -> None:
                     {"tier": "dense", "passes": [], "gate": {}},
                     {
                         "tier": "int8",
-                        "passes": [{"quantize": {"dtype": "int8", "scheme": "dynamic", "ignore": []}}],
+                        "passes": [
+                            {"quantize": {"dtype": "int8", "scheme": "dynamic", "ignore": [], "keep_float": None}}
+                        ],
                         "gate": {"min_quality": 0.97},
                     },
                 ],

@@ -31,12 +31,15 @@ def test_pinned_by_reason_puts_nodes_of_one_operator_together_and_the_most_frequ
     report = PlanReport(
         model="net",
         tier="lean",
+        passes=("prune",),
+        planned_pass=1,
         target={"ratio": 0.5},
         structure="auto",
         importance="reconstruction",
         batch_size=8,
         threads=1,
         calibration_samples=2,
+        learned_from="calibration set",
         predicted=Prediction(unit="multiplications", before=2, after=1),
         error=0.0,
         groups=(),
@@ -49,6 +52,7 @@ def test_pinned_by_reason_puts_nodes_of_one_operator_together_and_the_most_frequ
             pinned("c", "looked up by com.microsoft::EmbedLayerNormalization embed"),
         ),
         not_understood=(),
+        warnings=(),
     )
     assert {reason: [axis.weight for axis in axes] for reason, axes in report.pinned_by_reason().items()} == {
         "normalised as a whole by LayerNormalization": ["a", "b"],

@@ -118,8 +118,10 @@ CASES = {
     ),
     "unknown pass": (
         quantize("{quantise: {}}"),
-        ":4: profiles.p.passes[0].quantise: unknown key; did you mean `quantize`? known keys: "
-        "distill, lottery, prune, quantize",
+        (
+            ":4: profiles.p.passes[0].quantise: unknown key; did you mean `quantize`? known keys: "
+            "distill, lottery, prune, quantize"
+        ),
     ),
     "missing models": (
         "store: {}\n",
@@ -175,8 +177,10 @@ CASES = {
     ),
     "number where an options mapping belongs": (
         quantize("{quantize: int8}"),
-        ":4: profiles.p.passes[0].quantize: expected a mapping with keys of dtype, scheme, ignore, "
-        "keep_float, got 'int8'",
+        (
+            ":4: profiles.p.passes[0].quantize: expected a mapping with keys of dtype, scheme, ignore, "
+            "keep_float, got 'int8'"
+        ),
     ),
     # Ranges
     "too small": (
@@ -263,8 +267,10 @@ CASES = {
     ),
     "empty pass": (
         quantize("{}"),
-        ":4: profiles.p.passes[0]: expected exactly one pass per list entry, one of distill, "
-        "lottery, prune, quantize, got none",
+        (
+            ":4: profiles.p.passes[0]: expected exactly one pass per list entry, one of distill, "
+            "lottery, prune, quantize, got none"
+        ),
     ),
     # Fields that must fit each other
     "pooling for a classifier": (

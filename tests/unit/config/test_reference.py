@@ -20,6 +20,7 @@ EXAMPLE_FILES = (
     "models/minilm/config.json",
     "models/minilm/tokenizer.json",
     "models/boots.onnx",
+    "models/boots_start.safetensors",
     "models/ranker.safetensors",
     "models/detector.pt2",
     "data/sentences_calibration.jsonl",

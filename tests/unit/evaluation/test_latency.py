@@ -1,9 +1,10 @@
 import itertools
+import time
 from collections.abc import Callable
 
 import pytest
 
-from serveprune.evaluation.latency import measure_latency
+from serveprune.evaluation.latency import latency_clock, measure_latency
 
 
 class Machine:
@@ -95,3 +96,9 @@ def test_ratio_is_finite_when_calls_take_no_time(machine: Machine) -> None:
     work = machine.work("both", 0.0)
 
     assert measure_latency(work, work, batch_size=1, threads=1, clock=machine.clock).ratio == 1.0
+
+
+def test_clock_counts_the_work_of_this_process_when_one_thread_computes() -> None:
+    assert latency_clock(1) is time.process_time
+    # Threads that wait for each other use less processor time than they take.
+    assert latency_clock(2) is time.perf_counter

@@ -95,3 +95,15 @@ def test_cache_holds_nothing_when_its_entry_is_of_another_time(tmp_path: Path) -
     (entry,) = tmp_path.iterdir()
     np.savez(entry, groups=np.array(0))
     assert cache.read() is None
+
+
+@pytest.mark.parametrize("field", [6, 10])
+def test_cache_holds_nothing_when_the_directory_of_its_entry_is_damaged(tmp_path: Path, field: int) -> None:
+    cache = StudyCache(tmp_path, recipe={"graph": "a"})
+    cache.write(Study((), {}, 1.0))
+    (entry,) = tmp_path.iterdir()
+    content = bytearray(entry.read_bytes())
+    # The version that is needed to read, and the method of compression: zipfile knows none of that number.
+    content[content.index(b"PK\x01\x02") + field] = 199
+    entry.write_bytes(content)
+    assert cache.read() is None

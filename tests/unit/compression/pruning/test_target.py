@@ -2,12 +2,13 @@ import numpy as np
 import pytest
 from pydantic import ValidationError
 
+from serveprune.artifacts.manifest import LatencyRecord
 from serveprune.compression.pruning.coupled_allocation import Candidates, Movable
 from serveprune.compression.pruning.dependency_graph import Kind, PruningGroup
 from serveprune.compression.pruning.footprint_cost import FootprintCost, SizeProduct
 from serveprune.compression.pruning.group_axes import AxisSize
 from serveprune.compression.pruning.latency_table import FragmentTable, LatencyTable
-from serveprune.compression.pruning.target import allocate_target, candidate_widths
+from serveprune.compression.pruning.target import allocate_target, candidate_widths, distance, misses
 from serveprune.config.pruning import PruneTarget
 from serveprune.errors import InvalidArgument
 
@@ -118,3 +119,36 @@ def test_target_config_is_refused_when_it_is_not_exactly_one_sound_target(given:
 def test_target_config_says_its_kind_and_value() -> None:
     target = PruneTarget.model_validate({"bytes_ratio": 0.5})
     assert (target.kind, target.value) == ("bytes_ratio", 0.5)
+
+
+def measured(ratio: float, *, low: float, high: float, rounds: int = 25) -> LatencyRecord:
+    return LatencyRecord(
+        dense_ms=12.0,
+        tier_ms=12.0 * ratio,
+        ratio=ratio,
+        ratio_low=low,
+        ratio_high=high,
+        batch_size=8,
+        rounds=rounds,
+        threads=2,
+    )
+
+
+@pytest.mark.parametrize(
+    ("latency", "missed"),
+    [
+        (measured(0.52, low=0.51, high=0.53), False),  # 4 %
+        (measured(0.54, low=0.53, high=0.55), True),  # 8 %, certain to 0.4 %
+        (measured(0.46, low=0.45, high=0.47), True),
+        (measured(0.54, low=0.30, high=0.90), False),  # certain to 0.6 / sqrt(25) = 0.12
+        (measured(0.54, low=0.30, high=0.90, rounds=400), True),  # to 0.03
+    ],
+)
+def test_latency_misses_its_target_when_it_is_off_by_more_than_noise(latency: LatencyRecord, missed: bool) -> None:
+    assert misses(latency, target=PruneTarget(speedup=2)) is missed
+    assert misses(latency, target=PruneTarget(latency_ms=6)) is missed
+
+
+def test_distance_is_relative_to_what_is_asked_for() -> None:
+    assert distance(measured(0.6, low=0.6, high=0.6), target=PruneTarget(speedup=2)) == pytest.approx(0.2)
+    assert distance(measured(0.4, low=0.4, high=0.4), target=PruneTarget(latency_ms=6)) == pytest.approx(0.2)

@@ -246,7 +246,28 @@ def test_gradients_are_told_by_row_when_they_are_mapped_over_a_batch() -> None:
     torch.testing.assert_close(rows["layers.0.weight"].sum(0), total)
 
 
-@pytest.mark.parametrize("wrong", [{"values": ("nothing",)}, {"scales": {"nothing": torch.ones(1)}}], ids=str)
+def test_roundings_take_the_place_of_inputs_weights_and_values_and_leave_parameters_as_they_are() -> None:
+    found = module(_MLP, **_mlp_constants())
+    before = {name: weight.detach().clone() for name, weight in found.weights.items()}
+    x = torch.from_numpy(numbers(3, 4))
+    weight, bias = found.weights["layers.0.weight"], found.weights["layers.0.bias"]
+    made = found(
+        {"x": x},
+        values=("hidden",),
+        roundings={"x": torch.round, "layers.0.weight": torch.ceil, "hidden": torch.floor},
+    )
+    by_hand = torch.floor(torch.round(x) @ torch.ceil(weight).T + bias)
+    torch.testing.assert_close(made["hidden"], by_hand)
+    after = torch.nn.functional.linear(by_hand.relu(), found.weights["layers.2.weight"], found.weights["layers.2.bias"])
+    torch.testing.assert_close(made["y"], after)
+    assert all(torch.equal(found.weights[name], old) for name, old in before.items())
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [{"values": ("nothing",)}, {"scales": {"nothing": torch.ones(1)}}, {"roundings": {"nothing": torch.round}}],
+    ids=str,
+)
 def test_forward_is_refused_when_a_value_is_unknown(wrong: dict[str, object]) -> None:
     with pytest.raises(InvalidArgument, match="it has no nothing"):
         module(_MLP, **_mlp_constants())({"x": torch.zeros(1, 4)}, **wrong)
