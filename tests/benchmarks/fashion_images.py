@@ -23,9 +23,10 @@ def write_images(folder: Path, data: Path, *, split: str, samples: int, labelled
         labelled: Whether their classes are written too.
     """
     images = read_split(data, split)
-    arrays = {"image": normalise(images.pixels[:samples])}
-    if labelled:
-        arrays["label"] = images.labels[:samples]
     path = folder / f"fashion_{split}.npz"
-    np.savez(path, **arrays)
+    pixels = normalise(images.pixels[:samples])
+    if labelled:
+        np.savez(path, image=pixels, label=images.labels[:samples])
+    else:
+        np.savez(path, image=pixels)
     return path
