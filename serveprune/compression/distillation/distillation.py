@@ -264,7 +264,7 @@ class Distillation:
                 f"are fewer than {FEWEST_SAMPLES}; what was gained is more than it seemed: give more samples"
             )
         if history.epochs < 1:
-            yield f"distill: only {history.epochs:.0%} of the samples were learned from; give a larger budget"
+            yield f"distill: only {int(100 * history.epochs)} % of the samples were learned from; give a larger budget"
 
 
 def _parted(calibration: Dataset | None, options: DistillOptions) -> tuple[Dataset, Dataset]:
