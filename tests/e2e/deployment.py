@@ -91,7 +91,7 @@ def tier_of(manifest: dict[str, Any]) -> str:
         ("quantize",): "int8",
         ("prune",): "lean",
         ("prune", "quantize"): "lean-int8",
-        ("prune", "distill", "quantize"): "small-int8",
+        ("prune", "distill", "quantize"): {"minilm": "small-int8", "fashion": "tiny-int8"}[manifest["model"]],
     }[passes]
 
 
