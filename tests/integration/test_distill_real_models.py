@@ -82,7 +82,7 @@ def test_pruned_classifier_comes_nearer_to_dense_by_learning_and_can_be_quantize
     [
         ([{"distill": {"budget": {"steps": 4}}}], "distill: the pass changed nothing: after 4 steps"),
         (
-            [PRUNE, {"distill": {"budget": {"seconds": 0.01}, "batch_size": 1}}],
+            [{"distill": {"budget": {"seconds": 0.01}, "batch_size": 1}}],
             "which one epoch (every sample learned from once) needs on this machine, got 0.01",
         ),
         ([{"quantize": {}}, {"distill": {}}], "no gradients through an integer or quantized graph"),
