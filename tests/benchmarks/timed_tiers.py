@@ -16,7 +16,7 @@ from serveprune.backends.protocol import Session
 from serveprune.config.model import DatasetConfig
 from serveprune.config.server import StoreConfig
 from serveprune.evaluation.dataset import Dataset, load_dataset
-from serveprune.evaluation.latency import measure_latency
+from serveprune.evaluation.latency import latency_clock, measure_latency
 from serveprune.oip.tensor import Array
 from serveprune.preprocessing.loading import load_preprocessor
 
@@ -73,13 +73,14 @@ def batch_of(dataset: Dataset, *, size: int, tokens: int) -> dict[str, Array]:
 
 
 def speed(before: Session, after: Session, feeds: Mapping[str, Array], *, batch_size: int) -> LatencyRecord:
-    """Time a tier against dense for up to 30 seconds."""
+    """Time a tier against dense for up to 30 seconds, by the processor time of the one thread."""
     return measure_latency(
         lambda: before.run(feeds),
         lambda: after.run(feeds),
         batch_size=batch_size,
         threads=THREADS,
         budget_seconds=30.0,
+        clock=latency_clock(THREADS),
     )
 
 
