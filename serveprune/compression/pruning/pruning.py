@@ -10,7 +10,6 @@ from typing import Any, Literal
 
 import numpy as np
 import onnx_ir as ir
-from numpy.typing import NDArray
 from onnx_ir.passes import common as passes
 
 from serveprune.artifacts.digest import sha256_file
@@ -40,12 +39,12 @@ from serveprune.compression.pruning.importance import (
 )
 from serveprune.compression.pruning.latency_measurement import measure_latency_table
 from serveprune.compression.pruning.latency_table import LatencyTable
-from serveprune.compression.pruning.linear import LinearMap
 from serveprune.compression.pruning.observation import observe, observe_sizes
 from serveprune.compression.pruning.plan import GroupPlan, Plan, describe
 from serveprune.compression.pruning.preparation import prepare
 from serveprune.compression.pruning.remaining_channels import remaining_channels
 from serveprune.compression.pruning.repair import reestimate_batch_norms, refit
+from serveprune.compression.pruning.repair_stages import kept_outputs, repair_stages
 from serveprune.compression.pruning.stopwatch import Stopwatch
 from serveprune.compression.pruning.study import GroupStudy, Study, StudyCache, study_model
 from serveprune.compression.pruning.surgery import remove_blocks, remove_units
@@ -288,11 +287,11 @@ class Pruning:
 
     def _repair(self, model: ir.Model, plan: Plan, *, progress: Callable[[float], None]) -> None:
         repair = self._options.repair
+        kept = kept_outputs(plan.removed, dense=self._dense, graph=self._graph)
         if "least_squares" in repair or "variance" in repair:
-            stages, kept = self._repair_stages(plan)
             refit(
                 model,
-                stages,
+                repair_stages(plan, dense=self._dense, graph=self._graph),
                 dense=self._dense,
                 kept=kept,
                 steps=repair,
@@ -305,49 +304,11 @@ class Pruning:
             reestimate_batch_norms(
                 model,
                 dense=self._dense,
-                kept=self._kept_channels("BatchNormalization", plan),
+                kept=kept,
                 samples=self._samples,
                 workspace=self._workspace,
                 threads=self._threads,
             )
-
-    def _kept_channels(self, operator: str, plan: Plan) -> dict[str, NDArray[np.int64]]:
-        gone = frozenset(plan.removed)
-        kept = {}
-        for node in self._dense.graph:
-            if node.op_type == operator:
-                ids = self._graph.axes(key(node))[1]
-                removed = self._graph.removed_positions(ids, gone)
-                if ids is not None and len(removed):
-                    kept[key(node)] = np.delete(np.arange(len(ids)), removed)
-        return kept
-
-    def _repair_stages(self, plan: Plan) -> tuple[list[list[LinearMap]], dict[str, NDArray[np.int64]]]:
-        """Return the maps that lost inputs, in the order they run, those that read the same value together."""
-        lost = {group.name for group in plan.groups if group.after and group.removed}
-        wanted = {
-            consumer.map.node: consumer.map
-            for group in self._graph.groups
-            if group.name in lost
-            for consumer in consumers_of(group)
-        }
-        gone = frozenset(plan.removed)
-        stages: list[list[LinearMap]] = []
-        kept: dict[str, NDArray[np.int64]] = {}
-        for node in self._dense.graph:
-            item = wanted.get(node.outputs[0].name or "")
-            if item is None:
-                continue
-            axes = self._graph.axes(item.node)
-            ids = axes[1 if item.operator == "Conv" else -1]
-            removed = self._graph.removed_positions(ids, gone)
-            if ids is not None and len(removed):
-                kept[item.node] = np.delete(np.arange(len(ids)), removed)
-            if stages and stages[-1][0].data == item.data:
-                stages[-1].append(item)
-            else:
-                stages.append([item])
-        return stages, kept
 
     def _studied(self) -> Study:
         groups = [self._graph.groups[index] for index in self._indices]
