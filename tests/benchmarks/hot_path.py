@@ -335,7 +335,7 @@ def _profiled(
         return
     arguments.profile.mkdir(parents=True, exist_ok=True)
     stacks = arguments.profile / f"{arguments.model}-{protocol}-{connections}.txt"
-    options: Sequence[str] = ("--format", "raw", "--threads", "--rate", "200", "--nonblocking")
+    options: Sequence[str] = ("--format", "raw", "--gil", "--threads", "--rate", "200", "--nonblocking")
     command = [arguments.py_spy, "record", "--pid", str(endpoints.pid), *options]
     command += ["--duration", str(max(1, arguments.seconds - 1)), "--output", str(stacks)]
     sampler = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
