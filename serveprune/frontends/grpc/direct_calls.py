@@ -178,10 +178,11 @@ class _Call:
 
     def time_out(self) -> None:
         """End a call that took too long."""
-        if self._future is not None:
+        future = self._future
+        if future is not None:
             # In this order, for to cancel is an end of its own.
             self._fail(DeadlineExceeded("the request was not answered in time"))
-            self._future.cancel()
+            future.cancel()
 
     def _received(self, event: Any) -> Any:
         """Take the message, in the thread of the runtime, which this must neither block nor end."""
@@ -216,16 +217,17 @@ class _Call:
                 return
             future = self._future = service.submit(request)
             future.add_done_callback(self._done)
+            if not runtime._is_rpc_state_active(self._state):
+                future.cancel()
         except ServePruneError as error:
             self._fail(error)
         except Exception as error:  # whatever it is, the caller must not see it
             self._fail(_unexpected(error))
-        else:
-            if not runtime._is_rpc_state_active(self._state):
-                future.cancel()
 
     def _done(self, future: "Future[InferenceResponse]") -> None:
         """Send the answer, in the thread that has it."""
+        # A future keeps its callbacks, and so this call, which must not wait for the garbage collector.
+        self._future = None
         if future.cancelled():
             self._fail(Cancelled("the caller left before the request was answered"))
             return
@@ -269,8 +271,9 @@ class _Call:
 
     def _ended(self) -> None:
         """Give everything back when the call is over, by an answer or because the caller has left."""
-        if self._future is not None:
-            self._future.cancel()
+        future = self._future
+        if future is not None:
+            future.cancel()
         if not self._has_message:
             self._calls.receiving.end(self._context)
             left = self._state.client is runtime._CANCELLED

@@ -48,6 +48,7 @@ class DirectExchange:
         "_headers",
         "_output_format",
         "_route",
+        "_started",
         "disconnected",
         "keep_alive",
         "response_complete",
@@ -72,7 +73,9 @@ class DirectExchange:
         self._headers = headers
         self._deadline = time.monotonic() + handler.timeout_seconds
         self._body: Body = b""
+        # A future keeps its callbacks, and so this exchange, which must not wait for the garbage collector.
         self._future: Future[InferenceResponse] | None = None
+        self._started = False
         self._output_format: OutputFormat | None = None
         self.keep_alive = keep_alive
         self.response_complete = self.disconnected = False
@@ -102,6 +105,7 @@ class DirectExchange:
                 return
             finally:
                 self._handler.budget.give_back(len(body))
+            self._started = True
             future = self._future = self._handler.submit(request)
         except ServePruneError as error:
             self._fail(error)
@@ -114,7 +118,7 @@ class DirectExchange:
 
     def time_out(self, *, patience_seconds: float) -> None:
         """End it because the rest of the body, or the answer, did not come in time."""
-        if self._future is None:
+        if not self._started:
             self._refuse(BodyTimeout(f"expected the whole body within {patience_seconds:g} s; send it faster"))
         else:
             self.give_up(DeadlineExceeded(f"no answer within {self._handler.timeout_seconds:g} s"))
@@ -131,7 +135,7 @@ class DirectExchange:
         self.disconnected = True
         if self._future is not None:
             self._future.cancel()
-        elif not self.response_complete:
+        if not self._started and not self.response_complete:
             self._give_body_back()
             self._handler.reject(Code.CANCELLED)
 
@@ -142,10 +146,11 @@ class DirectExchange:
     def _finish(self) -> None:
         if self.response_complete or self.disconnected:
             return
-        assert self._future is not None
+        future, self._future = self._future, None
+        assert future is not None
         assert self._output_format is not None
         try:
-            response = self._future.result()
+            response = future.result()
             if self._handler.is_large(response):
                 encoding = self._handler.encode_apart(response, self._output_format)
                 encoding.add_done_callback(lambda done: self._completions.add(lambda: self._encoded(done)))
