@@ -108,7 +108,7 @@ def _decode_truths(elements: list[Any], *, name: str) -> Array:
 
 def _decode_floats(elements: list[Any], *, name: str, datatype: Datatype) -> Array:
     _check_kinds(elements, _NUMBERS, name=name, datatype=datatype, expected="numbers")
-    wide: Array = np.array(elements, dtype=np.float64)
+    wide: Array = np.fromiter(elements, dtype=np.float64, count=len(elements))
     # Too small to overflow in either type; the parser lets no NaN through. Most tensors leave here.
     if not elements or (np.maximum.reduce(wide) < _SAFE and np.minimum.reduce(wide) > -_SAFE):
         return wide.astype(datatype.dtype, copy=False)
