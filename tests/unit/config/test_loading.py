@@ -17,7 +17,7 @@ ROOT_KEYS = "store, server, builds, profiles, models, deployments"
 MODEL_KEYS = "source, task, version, preprocessing, calibration, evaluation, tiers, max_batch_size"
 SERVER_KEYS = (
     "http, grpc, metrics, executors, threads_per_executor, grpc_workers, max_request_bytes, max_buffered_bytes, "
-    "max_request_rows, max_queued_requests, "
+    "max_connections, max_header_bytes, max_request_rows, max_queued_requests, "
     "request_timeout_seconds, body_timeout_seconds, drain_seconds"
 )
 
