@@ -106,7 +106,7 @@ class DirectCalls(ThreadPoolExecutor):
         """Return the handler for a call that has just arrived; ``None`` for other methods' calls."""
         return self._handler if call.method == self.service_of.infer_method else None
 
-    def submit(self, run: Any, respond: Any, /, *arguments: Any, **options: Any) -> Any:
+    def submit(self, run: Any, respond: Any, /, *arguments: Any, **options: Any) -> Any:  # type: ignore[override]
         """Take a call over from the runtime, which hands over what it would run in a pool."""
         call = _Call(self, *arguments[:2])
         with self._lock:

@@ -162,7 +162,7 @@ class GrpcFrontend:
             # Between two limits that differ, chance would decide.
             ("grpc.max_metadata_size", config.max_header_bytes),
             ("grpc.absolute_max_metadata_size", config.max_header_bytes),
-            # A client that is gone without a word must not hold its connection for ever; others come back by themselves.
+            # A client that is gone without a word must not hold its connection for ever; others come back.
             ("grpc.max_connection_idle_ms", _IDLE_MILLISECONDS),
             ("grpc.server_handshake_timeout_ms", math.ceil(config.body_timeout_seconds * 1000)),
         ]
