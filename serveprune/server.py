@@ -33,7 +33,7 @@ from serveprune.models.repository import VariantRepository
 from serveprune.observability import metrics as series
 from serveprune.observability.metrics import Metrics
 from serveprune.scheduling.job import Executable
-from serveprune.scheduling.scheduler import Scheduler
+from serveprune.scheduling.scheduler import Drop, Scheduler
 from serveprune.serving.admission import Admission
 from serveprune.serving.controlplane import ControlPlane
 from serveprune.serving.dataplane import DataPlane
@@ -92,6 +92,9 @@ class Server:
             for name, model in config.models.items()
             for tier in model.tiers
         }
+        self._corrections = {
+            identity: self.metrics.gauge(series.TIER_LATENCY_CORRECTION, *identity) for identity in self._batch_rows
+        }
         repository = VariantRepository(
             store,
             OnnxRuntimeBackend(),
@@ -102,11 +105,25 @@ class Server:
         self.controlplane = ControlPlane(
             self.registry, repository, builder, VariantReporter(self.metrics), profiles=config.profiles
         )
-        self._scheduler = Scheduler(executors=config.server.executors, on_batch=self._count_batch)
+        deployments = {name: config.deployment(name) for name in config.models}
+        self._scheduler = Scheduler(
+            executors=config.server.executors,
+            shares={name: deployment.share for name, deployment in deployments.items()},
+            on_batch=self._count_batch,
+            on_drop=self._count_drop,
+        )
         self.dataplane = DataPlane(
             self.registry,
             self._scheduler,
-            Admission(limit=config.server.max_queued_requests),
+            Admission(
+                limit=config.server.max_queued_requests,
+                limits={
+                    name: deployment.max_queued_requests
+                    for name, deployment in deployments.items()
+                    if deployment.max_queued_requests is not None
+                },
+                max_bytes=config.server.max_queued_bytes,
+            ),
             self.metrics,
             preprocessing_threads=config.server.executors,
             request_timeout_seconds=config.server.request_timeout_seconds,
@@ -175,6 +192,10 @@ class Server:
 
     def _count_batch(self, executable: Executable, rows: int) -> None:
         self._batch_rows[executable.identity].observe(rows)
+        self._corrections[executable.identity].set(executable.latency.correction)
+
+    def _count_drop(self, executable: Executable, reason: Drop) -> None:
+        self.metrics.counter(series.DROPPED, *executable.identity, reason).inc()
 
     def _count_store_event(self, event: StoreEvent) -> None:
         self._store_events[event].inc()

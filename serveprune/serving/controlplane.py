@@ -12,6 +12,7 @@ from serveprune.config.model import DENSE
 from serveprune.config.profile import ProfileConfig
 from serveprune.errors import Internal, NotFound, ServePruneError
 from serveprune.evaluation.gate import judge
+from serveprune.models.instance import BatchSettings
 from serveprune.models.registry import Model, Registry
 from serveprune.models.repository import VariantRepository
 from serveprune.models.variant import Variant, VariantState
@@ -185,7 +186,11 @@ class ControlPlane:
         instance = self._repository.load(
             artifact,
             identity=(model.name, model.version, tier),
-            max_batch_size=model.config.max_batch_size,
+            batches=BatchSettings(
+                model.config.max_batch_size,
+                model.config.max_batch_elements,
+                model.config.max_queue_delay_ms / 1000,
+            ),
             dense=None if tier == DENSE else model.dense.instance,
         )
         if tier == DENSE:
