@@ -5,7 +5,14 @@ from dataclasses import dataclass
 
 from serveprune.backends.protocol import Session
 from serveprune.errors import ServePruneError, Unavailable
-from serveprune.models.warm_up import example, find_padding, has_dynamic_rows, rows_are_apart, time_batches
+from serveprune.models.warm_up import (
+    example,
+    find_padding,
+    fixed_length,
+    has_dynamic_rows,
+    rows_are_apart,
+    time_batches,
+)
 from serveprune.oip.tensor import Array
 from serveprune.scheduling.latency_model import LatencyModel
 from serveprune.scheduling.latency_table import LatencyTable
@@ -37,6 +44,7 @@ class Instance:
     Attributes:
         batchable: Rows of different requests may share a run: every input and output has a dynamic leading
             axis, and the graph treats rows apart. Decided by `warm`.
+        fixed_length: See `Executable.fixed_length`.
         padding: How rows of different length may share one; ``None`` where they cannot. Decided by `warm`.
         latency: What batches take, timed by `warm`.
     """
@@ -70,6 +78,7 @@ class Instance:
         self.max_batch_size = batches.max_rows
         self.max_batch_elements = batches.max_elements
         self.max_queue_delay_seconds = batches.max_queue_delay_seconds
+        self.fixed_length = fixed_length(session.inputs)
         self.batchable = False
         self.padding: Padding | None = None
         self.latency = LatencyModel(LatencyTable({}))

@@ -1,5 +1,6 @@
 """What a graph shows when it is run on made-up inputs: whether rows are apart, how they are padded, what they take."""
 
+import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 
@@ -68,6 +69,14 @@ def rows_are_apart(session: Session) -> bool:
     """
     first, second, both = (session.run(example(session.inputs, rows)) for rows in ((0,), (1,), (0, 1)))
     return all(map(_are_apart, first, second, both))
+
+
+def fixed_length(specs: Sequence[TensorSpec]) -> int | None:
+    """Return the elements of the largest input's row where the graph fixes the size of every row, else ``None``."""
+    rows = [spec.shape[1:] for spec in specs]
+    if any(DYNAMIC in sizes for sizes in rows):
+        return None
+    return max(map(math.prod, rows), default=1)
 
 
 def has_dynamic_rows(session: Session) -> bool:

@@ -30,14 +30,22 @@ class BatchLimits:
         return self.rows * _CANDIDATES_PER_ROW
 
 
-def rows_for_batch(*, waiting_rows: int, running_rows: int, executors: int, worthwhile_rows: int, max_rows: int) -> int:
+def rows_for_batch(*, present_rows: int, executors: int, quick_rows: int, worthwhile_rows: int, max_rows: int) -> int:
     """Return how many rows the next batch should have at the most.
 
     No executor takes more than its share of all that is there, so that none idles while another computes what both
-    could have computed; and no batch is larger than what was measured to pay, for that would only make rows wait.
+    could have computed; unless it is so quick that waking the other would take longer. And no batch is larger than
+    what was measured to pay, for that would only make rows wait.
+
+    Args:
+        present_rows: Waiting or running, of all variants.
+        executors: Free or busy.
+        quick_rows: That are not worth dividing.
+        worthwhile_rows: From which on more bring no more rows a second.
+        max_rows: What the operator allows.
     """
-    share = -(-(waiting_rows + running_rows) // executors)
-    return max(1, min(share, worthwhile_rows, max_rows))
+    share = -(-present_rows // executors)
+    return max(1, min(max(share, quick_rows), worthwhile_rows, max_rows))
 
 
 def select_batch(waiting: Sequence[Job], *, limits: BatchLimits, seconds: Seconds, now: float) -> list[Job]:

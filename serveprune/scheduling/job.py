@@ -9,8 +9,8 @@ from serveprune.scheduling.latency_model import LatencyModel
 from serveprune.scheduling.padding import Padding
 from serveprune.scheduling.urgency import DEFAULT_PRIORITY
 
-Signature = tuple[tuple[str, str, tuple[int, ...]], ...]
-"""Per input: name, dtype, and the sizes of all axes but the batch axis and a padded one."""
+Signature = tuple[tuple[str, tuple[int, ...]], ...]
+"""Per input: name, and the sizes of all axes but the batch axis and a padded one; empty where the graph fixes them."""
 
 
 class Executable(Protocol):
@@ -29,6 +29,11 @@ class Executable(Protocol):
     @property
     def padding(self) -> Padding | None:
         """How rows of different length may share one; ``None`` where they cannot."""
+        ...
+
+    @property
+    def fixed_length(self) -> int | None:
+        """The length of every row (see `Job.length`) where the graph fixes it, and with it all other sizes."""
         ...
 
     @property
@@ -112,8 +117,12 @@ class Job:
 
     def __post_init__(self) -> None:
         self.target = min(self.target, self.deadline)
-        self.length = row_length(self.feeds, self.executable.padding)
-        self.signature = _signature(self.feeds, self.executable.padding)
+        fixed = self.executable.fixed_length
+        if fixed is not None:
+            self.length, self.signature = fixed, ()
+        else:
+            self.length = row_length(self.feeds, self.executable.padding)
+            self.signature = _signature(self.feeds, self.executable.padding)
 
     def wanted(self) -> tuple[str, ...]:
         """Names of the outputs in the order the caller wants them."""
@@ -130,6 +139,4 @@ def row_length(feeds: Mapping[str, Array], padding: Padding | None) -> int:
 
 def _signature(feeds: Mapping[str, Array], padding: Padding | None) -> Signature:
     padded = padding.values if padding is not None and padding.length_of(feeds) is not None else ()
-    return tuple(
-        sorted((name, array.dtype.str, array.shape[2 if name in padded else 1 :]) for name, array in feeds.items())
-    )
+    return tuple(sorted((name, array.shape[2 if name in padded else 1 :]) for name, array in feeds.items()))

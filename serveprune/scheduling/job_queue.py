@@ -8,6 +8,9 @@ from serveprune.scheduling.job import Executable, Job, Signature
 _Entry = tuple[float, int, Job]
 """When it is due, its number (which decides between equals, and no two are equal), and the job."""
 
+QUICK_SECONDS = 0.0003
+"""Work that is not worth waking another executor for."""
+
 
 @dataclass(slots=True)
 class _Lane:
@@ -174,9 +177,9 @@ class JobQueue:
         batch = [head]
         if executable.batchable and len(lane.entries) > 1:
             rows = rows_for_batch(
-                waiting_rows=self._rows,
-                running_rows=running_rows,
+                present_rows=self._rows + running_rows,
                 executors=executors,
+                quick_rows=latency.table.quick_rows(head.length, seconds=QUICK_SECONDS),
                 worthwhile_rows=latency.worthwhile_rows(head.length),
                 max_rows=executable.max_batch_size,
             )

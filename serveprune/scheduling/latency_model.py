@@ -49,10 +49,12 @@ class LatencyModel:
         """Return what a batch will hardly exceed: two mean deviations more than expected."""
         return self.expected_seconds(rows, length) * math.exp(2 * self._spread)
 
-    def worthwhile_seconds(self, rows: int, length: int) -> float:
-        """Return what rows add to batches that are as large as it pays."""
-        together = self.worthwhile_rows(length)
-        return self.expected_seconds(together, length) * rows / together
+    def costs(self, rows: int, length: int) -> tuple[float, float]:
+        """Return what rows will take by themselves, and what they add to batches that are as large as it pays."""
+        table, correction = self._table, self.correction
+        together = table.worthwhile_rows(length)
+        added = table.seconds(together, length) * rows / together
+        return table.seconds(rows, length) * correction, added * correction
 
     def worthwhile_rows(self, length: int) -> int:
         """Return the rows from which on larger batches bring no more rows a second to speak of."""

@@ -10,6 +10,9 @@ _WORTHWHILE = 1.05
 _RUN_SECONDS = 0.0001
 """What a run costs the server beside its compute: batches of quick graphs pay for that alone."""
 
+_MOST_KNOWN = 4096
+"""Sizes that are looked up rather than interpolated again."""
+
 
 @dataclass(frozen=True, slots=True)
 class _Curve:
@@ -48,6 +51,7 @@ class LatencyTable:
         self._curves = tuple(_curve(points) for points in by_length.values())
         self._worthwhile = tuple(map(_worthwhile_rows, self._curves))
         self.measured = dict(sorted(measured.items()))
+        self._known: dict[tuple[int, int], float] = {}
 
     @property
     def lengths(self) -> tuple[int, ...]:
@@ -64,6 +68,21 @@ class LatencyTable:
 
     def seconds(self, rows: int, length: int) -> float:
         """Return what a batch takes."""
+        known = self._known.get((rows, length))
+        if known is None:
+            known = self._interpolated(rows, length)
+            if len(self._known) < _MOST_KNOWN:
+                self._known[rows, length] = known
+        return known
+
+    def quick_rows(self, length: int, *, seconds: float) -> int:
+        """Return the most rows, of those that were measured, that take no longer than so long; at least 1."""
+        if not self._curves:
+            return 1
+        quick = (rows for rows in self.rows(self.length_near(length)) if self.seconds(rows, length) <= seconds)
+        return max(quick, default=1)
+
+    def _interpolated(self, rows: int, length: int) -> float:
         if not self._curves:
             return 0.0
         if len(self._lengths) == 1:

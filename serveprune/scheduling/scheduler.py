@@ -15,7 +15,7 @@ from serveprune.scheduling.fair_share import FairShare
 from serveprune.scheduling.forecast import Forecast
 from serveprune.scheduling.gathering import Gathering
 from serveprune.scheduling.job import Executable, Job, JobResult
-from serveprune.scheduling.job_queue import JobQueue, Taken
+from serveprune.scheduling.job_queue import QUICK_SECONDS, JobQueue, Taken
 from serveprune.scheduling.urgency import due
 
 _log = logging.getLogger(__name__)
@@ -41,6 +41,9 @@ class _Executor:
 
     def busy_seconds(self, now: float) -> float:
         return max(self.free_at - now, _OVERRUN * self.seconds) if self.rows else 0.0
+
+    def is_nearly_free(self, now: float) -> bool:
+        return bool(self.rows) and self.seconds < QUICK_SECONDS and abs(self.free_at - now) < QUICK_SECONDS
 
 
 class Scheduler:
@@ -79,6 +82,7 @@ class Scheduler:
         self._waiting = JobQueue(self._share)
         self._changed = threading.Condition(threading.Lock())
         self._idle = 0
+        self._waking = False
         self._stopping = False
         self._executors = [_Executor() for _ in range(executors)]
         self._threads = [
@@ -100,15 +104,13 @@ class Scheduler:
             latency = part.executable.latency
             part.enqueued = now
             part.due = due(enqueued=now, target=part.target, priority=part.priority)
-            part.alone_seconds = latency.expected_seconds(part.rows, part.length)
-            part.cost_seconds = latency.worthwhile_seconds(part.rows, part.length)
+            part.alone_seconds, part.cost_seconds = latency.costs(part.rows, part.length)
         with self._changed:
             if self._stopping:
                 raise _shutting_down()
             for part in parts:
                 self._waiting.append(part)
-            if self._idle:
-                self._changed.notify(len(parts))
+            self._wake(now)
 
     def abandon(self, job: Job) -> None:
         """Give an answer up: compute is spared as far as it has not begun; ``done`` is told once that is certain."""
@@ -209,12 +211,25 @@ class Scheduler:
                 self._idle += 1
                 self._changed.wait(None if math.isinf(taken.ripe_at) else max(taken.ripe_at - now, 0.0))
                 self._idle -= 1
+                # Whoever is awake looks at what waits, so that nobody else need be on the way.
+                self._waking = False
             executor.rows = sum(job.rows for job in taken.batch)
             executor.seconds, executor.free_at = taken.seconds, now + taken.seconds
-            if self._waiting and self._idle:
-                # What was left behind may be for another executor, or be ripe at a time that only this one knew.
-                self._changed.notify()
+            # What was left behind may be for another executor, or be ripe at a time that only this one knew.
+            self._wake(now)
             return taken
+
+    def _wake(self, now: float) -> None:
+        """Wake an executor if something waits that no other will take at once; it wakes the next one if need be.
+
+        To wake one costs about as much as a small graph takes, so one that is being woken already, or about to be
+        free, is left to take what waits.
+        """
+        if self._waking or not self._idle or not self._waiting:
+            return
+        if not any(executor.is_nearly_free(now) for executor in self._executors):
+            self._waking = True
+            self._changed.notify()
 
     def _drop(self, taken: Taken) -> None:
         now = self._clock()

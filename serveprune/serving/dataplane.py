@@ -5,7 +5,7 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, InvalidStateError, ThreadPoolExecutor, wait
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 from serveprune import __version__
 from serveprune.errors import Code, Internal, InvalidArgument, ServePruneError, Unavailable
@@ -37,13 +37,16 @@ class _Call:
     """One admitted request on its way through the server.
 
     Attributes:
-        request: Without its tensors, which are freed sooner than the answer is.
-        size_bytes: Of those tensors.
+        name: Of the model as it was asked for, with its qualifier if it had one; and the id of the request.
+        outputs: That are wanted; empty for all.
+        size_bytes: Of the inputs, which are freed sooner than the answer is, so that no reference to them is here.
         route: Once it is chosen; and the series of the variant that serves.
         finished: Locked when the request has ended, for it ends once.
     """
 
-    request: InferenceRequest
+    name: str
+    id: str | None
+    outputs: tuple[str, ...]
     model: Model
     choice: TierChoice
     size_bytes: int
@@ -118,7 +121,7 @@ class DataPlane:
         deadline = started + self._timeout_seconds
         if request.deadline is not None:
             deadline = min(deadline, request.deadline)
-        return _Call(replace(request, inputs=()), model, choice, size_bytes, started, deadline)
+        return _Call(request.model, request.id, request.outputs, model, choice, size_bytes, started, deadline)
 
     def _step(self, call: _Call, step: Callable[[_Call, Sequence[Tensor]], None], tensors: Sequence[Tensor]) -> None:
         """Take a step in a request's life; whatever goes wrong ends the request, which gives everything back."""
@@ -160,14 +163,14 @@ class DataPlane:
         preprocessor, instance = call.model.preprocessor, chosen.instance
         alternative = preprocessor.input if preprocessor else None
         feeds, rows = graph_feeds(tensors, instance.inputs, max_rows=self._max_rows, alternative=alternative)
-        _check_outputs(call.request.outputs, instance.output_names)
+        _check_outputs(call.outputs, instance.output_names)
         job = Job(
             instance,
             feeds,
             rows,
             call.deadline,
             done=lambda result: self._computed(call, job, result),
-            outputs=call.request.outputs,
+            outputs=call.outputs,
         )
         self._scheduler.submit(job)
         call.answer.add_done_callback(lambda answer: self._scheduler.abandon(job) if answer.cancelled() else None)
@@ -294,12 +297,12 @@ def _shutting_down() -> Unavailable:
 def _response(call: _Call, outputs: tuple[Tensor, ...]) -> InferenceResponse:
     assert call.route is not None
     return InferenceResponse(
-        model=call.request.model,
+        model=call.name,
         version=call.model.version,
         outputs=outputs,
         tier=call.route.tier,
         tier_reason=call.route.explanation,
-        id=call.request.id,
+        id=call.id,
     )
 
 
