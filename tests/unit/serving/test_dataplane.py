@@ -336,7 +336,9 @@ def test_everything_is_given_back_when_an_answer_cannot_be_made(make_planes: Cal
             return [*super().run(feeds, outputs=outputs), np.zeros(1)]
 
     planes = make_planes(limit=1)
-    planes.model.update("dense", instance=Instance(Complex(1), identity=("adder", "1", "dense"), batches=BatchSettings(4)))
+    planes.model.update(
+        "dense", instance=Instance(Complex(1), identity=("adder", "1", "dense"), batches=BatchSettings(4))
+    )
     for _ in range(3):
         with pytest.raises(Internal):
             planes.dataplane.submit(request()).result(30)
