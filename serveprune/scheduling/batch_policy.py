@@ -86,9 +86,12 @@ def _fill(candidates: Sequence[Job], limits: BatchLimits) -> list[Job]:
 
 def _window(candidates: Sequence[Job], limits: BatchLimits, seconds: Seconds) -> list[Job]:
     """Grow a window around the most urgent job among the others by length, towards where more time is saved."""
-    by_length = sorted(candidates, key=lambda job: job.length)
     head = candidates[0]
-    left = right = next(index for index, job in enumerate(by_length) if job is head)
+    # On either side the most urgent ones of a length are nearest to the head.
+    shorter = sorted((job for job in reversed(candidates) if job.length < head.length), key=lambda job: job.length)
+    longer = sorted((job for job in candidates if job.length >= head.length), key=lambda job: job.length)
+    by_length = shorter + longer
+    left = right = len(shorter)
     batch, rows, length = [head], head.rows, head.length
     while True:
         sides = []
