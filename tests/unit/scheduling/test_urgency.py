@@ -42,9 +42,9 @@ def test_job_is_not_overtaken_by_what_comes_much_later(
     assert due(enqueued=enqueued, target=target, priority=priority) <= newcomer
 
 
-@given(TIMES, TIMES, TARGETS, TARGETS, st.integers(1, 3))
+@given(TIMES, TARGETS, TARGETS, st.integers(1, 3))
 def test_nearer_target_goes_first_when_both_came_at_the_same_time(
-    enqueued: float, _: float, first: float, second: float, priority: int
+    enqueued: float, first: float, second: float, priority: int
 ) -> None:
     nearer, farther = sorted((first, second))
     assert due(enqueued=enqueued, target=nearer, priority=priority) <= due(
