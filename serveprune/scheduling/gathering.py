@@ -43,7 +43,7 @@ class Gathering:
         if isinstance(result, JobResult):
             result = self._whole([part for part in results if part is not None])
         try:
-            self._job.done(result)
+            self._job.end(result)
         finally:
             if not isinstance(result, JobResult):
                 self._on_failure()

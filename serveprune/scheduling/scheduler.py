@@ -312,9 +312,7 @@ def rows_per_part(executable: Executable, length: int) -> int:
 
 
 def _end(job: Job, result: JobResult | ServePruneError) -> None:
-    # Whoever holds the job on must not hold its tensors.
-    job.feeds = {}
-    _tell(job.done, result)
+    _tell(job.end, result)
 
 
 def _tell(listener: Callable[..., None], *news: object) -> None:
