@@ -1,5 +1,6 @@
 from bisect import bisect_left, insort
 from dataclasses import dataclass, field
+from itertools import islice
 
 from serveprune.scheduling.batch_policy import BatchLimits, rows_for_batch, select_batch
 from serveprune.scheduling.fair_share import FairShare
@@ -146,6 +147,9 @@ class JobQueue:
                 # Alone in the queue it costs nobody anything, and shows whether the forecast is right.
                 hopeless.append(job)
             else:
+                for late in self._companions_too_late(lane, now):
+                    (expired if now > late.deadline else hopeless).append(late)
+                    self.discard(late)
                 batch, seconds = self._take_from(lane, now, running_rows, executors)
                 return Taken(batch, expired, hopeless, seconds, now)
             self.discard(job)
@@ -173,6 +177,14 @@ class JobQueue:
         models = self._share.eligible(ripe) if len(ripe) > 1 else list(ripe)
         return min((ripe[model] for model in models), key=lambda lane: lane.head), now
 
+    def _companions_too_late(self, lane: _Lane, now: float) -> list[Job]:
+        """Return whom its batch would be computed for in vain."""
+        executable = lane.executable
+        if not executable.batchable or len(lane.entries) == 1:
+            return []
+        nearest = islice(lane.entries, 1, BatchLimits(executable.max_batch_size).candidates)
+        return [job for _, _, job in nearest if now + job.alone_seconds > job.deadline]
+
     def _take_from(self, lane: _Lane, now: float, running_rows: int, executors: int) -> tuple[list[Job], float]:
         executable, latency = lane.executable, lane.executable.latency
         head = lane.head[2]
@@ -187,9 +199,8 @@ class JobQueue:
                 max_rows=executable.max_batch_size,
             )
             limits = BatchLimits(rows, executable.max_batch_elements)
-            nearest = lane.entries[: limits.candidates]
-            waiting = [job for _, _, job in nearest if now <= job.deadline]
-            batch = select_batch(waiting, limits=limits, seconds=latency.expected_seconds, now=now)
+            waiting = [job for _, _, job in lane.entries[: limits.candidates]]
+            batch = select_batch(waiting, limits=limits, seconds=latency.estimate(), now=now)
         for job in batch:
             self.discard(job)
         seconds = latency.expected_seconds(sum(job.rows for job in batch), max(job.length for job in batch))
