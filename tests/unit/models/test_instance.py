@@ -7,6 +7,7 @@ from serveprune.errors import InvalidArgument, Unavailable
 from serveprune.models.instance import BatchSettings, Instance
 from serveprune.oip.datatype import Datatype
 from serveprune.oip.tensor import Array, TensorSpec
+from serveprune.scheduling.padding import Padding
 
 ROWS = (TensorSpec("x", Datatype.FP32, (-1, -1)),)
 FIXED = (TensorSpec("x", Datatype.FP32, (2, -1)),)
@@ -48,6 +49,32 @@ def test_warm_finds_out_whether_rows_may_share_a_run(
     instance = Instance(FunctionSession(function, specs), identity=("m", "1", "dense"), batches=BatchSettings(4))
     instance.warm()
     assert instance.batchable is batchable
+
+
+@pytest.mark.parametrize(
+    ("function", "specs", "rows"),
+    [(lambda x: x * 2, ROWS, {1, 2, 4}), (lambda x: x - x.mean(axis=0), ROWS, {1}), (refuse, ROWS, set())],
+)
+def test_warm_times_the_batches_there_will_be(
+    function: Callable[[Array], Array], specs: tuple[TensorSpec, ...], rows: set[int]
+) -> None:
+    instance = Instance(FunctionSession(function, specs), identity=("m", "1", "dense"), batches=BatchSettings(4))
+    instance.warm()
+    assert {count for count, _ in instance.latency.table.measured} == rows
+
+
+def test_warm_takes_the_padding_of_dense() -> None:
+    dense = Instance(FunctionSession(lambda x: x), identity=("m", "1", "dense"), batches=BatchSettings(4))
+    dense.batchable, dense.padding = True, Padding({"x": 0}, frozenset({"x"}))
+    tier = Instance(
+        FunctionSession(lambda x: x),
+        identity=("m", "1", "int8"),
+        batches=BatchSettings(4, max_elements=64),
+        dense=dense,
+    )
+    tier.warm()
+    assert tier.padding is dense.padding
+    assert {size for size in tier.latency.table.measured if size[0] > 1} == {(2, 8), (4, 8), (2, 32)}
 
 
 @pytest.mark.parametrize("size", [7, 28, 224])

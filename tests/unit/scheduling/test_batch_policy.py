@@ -24,8 +24,9 @@ def per_element(rows: int, length: int) -> float:
 
 
 def select(waiting: list[Job], *, rows: int = 8, elements: int | None = None, **options: Any) -> list[Job]:
-    options = {"seconds": per_element, "now": 0.0} | options
-    return select_batch(waiting, limits=BatchLimits(rows, elements), **options)
+    return select_batch(
+        waiting, limits=BatchLimits(rows, elements), seconds=options.get("seconds", per_element), now=0.0
+    )
 
 
 def test_batch_holds_jobs_in_order_when_they_fit() -> None:

@@ -124,7 +124,11 @@ def test_costs_are_those_alone_and_those_within_a_batch_that_pays(model: Latency
 
 
 def test_observations_of_several_threads_are_all_counted(model: LatencyModel) -> None:
-    threads = [threading.Thread(target=lambda: [model.observe(8, 8, 0.4) for _ in range(200)]) for _ in range(4)]
+    def observe() -> None:
+        for _ in range(200):
+            model.observe(8, 8, 0.4)
+
+    threads = [threading.Thread(target=observe) for _ in range(4)]
     for thread in threads:
         thread.start()
     for thread in threads:
