@@ -40,7 +40,12 @@ def infer(
 ) -> None:
     """Send one inference to a running server and show the answer."""
     inputs = _read_inputs(text or [], image or [], tensors, input_name)
-    asked = {"tier": tier, "max_latency_ms": max_latency_ms, "min_quality": min_quality, "strict_tier": strict or None}
+    asked = {
+        "tier": tier or None,
+        "max_latency_ms": max_latency_ms,
+        "min_quality": min_quality,
+        "strict_tier": strict or None,
+    }
     parameters: dict[str, Any] = {name: value for name, value in asked.items() if value is not None}
     client: Client = GrpcClient(grpc) if grpc else HttpClient(url)
     answer = client.infer(model, inputs, parameters=parameters)
