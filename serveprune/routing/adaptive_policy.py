@@ -17,6 +17,7 @@ from dataclasses import dataclass, field, replace
 from enum import StrEnum
 
 from serveprune.routing.candidate import Candidate
+from serveprune.scheduling.forecast import Forecast
 
 
 class Verdict(StrEnum):
@@ -97,15 +98,18 @@ class AdaptivePolicy:
     """Decides, for one target.
 
     The figures were set on a simulated server (`tests/unit/routing/test_adaptive_simulation.py`) whose service times
-    scatter (lognormal, sigma 0.15) and whose forecasts are wrong by up to 20 %: a forecast of 0.8 of the truth has to
-    leave room for batches that take longer than the mean or grow after the forecast, hence a safety of 1.5 and not
-    1 / 0.8. Times are in targets, so that what is tuned for 50 ms holds for 5 s.
+    scatter (lognormal, sigma 0.15) and whose forecasts are wrong by up to 20 %. A forecast of 0.8 of the truth takes
+    a factor of 1.25; the rest of the margins is for the scatter, of which a wait of many batches has little, and for
+    what no forecast knows: who else will join the batch, and that it is the executor which is late that one waits for.
+    Times are in targets, so that what is tuned for 50 ms holds for 5 s.
 
     Attributes:
         target_seconds: From arrival to answer.
-        safety: A forecast is multiplied by this before it is compared with the target.
-        roomy: A better tier has time to spare if its finish is below this fraction of what would just fit.
-        relaxed: Requests fit at the ceiling again when their finish is below this fraction of what would just fit.
+        wait_safety: Forecasts of the wait are multiplied by this before they are compared with the target.
+        compute_safety: The same for the time of computing.
+        roomy: A better tier has time to spare if it leaves more than one minus this of the slack: of what an idle
+            server would leave of the target.
+        relaxed: Requests fit at the ceiling again when they take no more than this of the slack.
         hold_targets: How long a better tier must have time to spare before it becomes the ceiling.
         grace_targets: How long requests may not fit before the ceiling falls: one that does not says little.
         trial_targets: A tier that falls within so many targets of its rise was overwhelmed; it is not tried again
@@ -116,9 +120,10 @@ class AdaptivePolicy:
     """
 
     target_seconds: float
-    safety: float = 1.5
-    roomy: float = 0.6
-    relaxed: float = 0.8
+    wait_safety: float = 1.75
+    compute_safety: float = 1.35
+    roomy: float = 0.5
+    relaxed: float = 0.75
     hold_targets: float = 4.0
     grace_targets: float = 0.1
     trial_targets: float = 40.0
@@ -144,24 +149,30 @@ class AdaptivePolicy:
         nearest = min(candidates, key=lambda each: each.forecast.alone_seconds)
         if nearest.forecast.alone_seconds > self.target_seconds:
             return replace(state, last=now), Decision(Verdict.IMPOSSIBLE, nearest)
-        # A target that leaves no room for a margin is kept as well as it can be.
-        safety = self.safety if nearest.forecast.alone_seconds * self.safety <= self.target_seconds else 1.0
-        longest_alone = self.target_seconds / safety
-        latest_finish = (self.target_seconds - elapsed_seconds) / safety
-        possible = [each for each in candidates if each.forecast.alone_seconds <= longest_alone]
+        budget = self.target_seconds - elapsed_seconds
+        margins = self._margins(nearest.forecast)
+        possible = [each for each in candidates if margins.alone(each.forecast) <= self.target_seconds]
         quiet_since = min(now, state.last + self.target_seconds)
         state = self._with_load(state, candidates[0].forecast.alone_seconds, now=now)
-        state = self._rise(state, possible, now=now, quiet_since=quiet_since, latest_finish=latest_finish)
+        state = self._rise(state, possible, now=now, quiet_since=quiet_since, budget=budget, margins=margins)
         allowed = [each for each in candidates if each.rank >= state.ceiling] or candidates[-1:]
-        chosen = next((each for each in allowed if each.forecast.finish_seconds <= latest_finish), None)
+        chosen = next((each for each in allowed if margins.finish(each.forecast) <= budget), None)
         if chosen is not None:
             verdict = Verdict.BEST if chosen.rank <= possible[0].rank else Verdict.LOAD
-            return self._fall(state, chosen, possible, now=now, latest_finish=latest_finish), Decision(verdict, chosen)
+            state = self._fall(state, chosen, possible, now=now, budget=budget, margins=margins)
+            return state, Decision(verdict, chosen)
         fastest = min(candidates, key=lambda each: each.forecast.finish_seconds)
         if fastest.forecast.wait_seconds <= 0:
             return state, Decision(Verdict.LATE, fastest)
-        state = self._fall(state, fastest, possible, now=now, latest_finish=latest_finish)
-        return state, Decision(Verdict.REJECTED, fastest, max(fastest.forecast.finish_seconds - longest_alone, 0.0))
+        state = self._fall(state, fastest, possible, now=now, budget=budget, margins=margins)
+        surplus_seconds = (margins.finish(fastest.forecast) - self.target_seconds) / margins.wait
+        return state, Decision(Verdict.REJECTED, fastest, max(surplus_seconds, 0.0))
+
+    def _margins(self, nearest: Forecast) -> "_Margins":
+        if nearest.alone_seconds * self.compute_safety <= self.target_seconds:
+            return _Margins(self.wait_safety, self.compute_safety)
+        # A target that leaves no room for margins is kept as well as it can be.
+        return _Margins(1.0, 1.0)
 
     def _with_load(self, state: AdaptiveState, compute_seconds: float, *, now: float) -> AdaptiveState:
         window = self.load_targets * self.target_seconds
@@ -175,7 +186,8 @@ class AdaptivePolicy:
         *,
         now: float,
         quiet_since: float,
-        latest_finish: float,
+        budget: float,
+        margins: "_Margins",
     ) -> AdaptiveState:
         """Raise the ceiling to the next better tier if that has had time to spare for long enough.
 
@@ -185,14 +197,15 @@ class AdaptivePolicy:
             now: On the clock of the state.
             quiet_since: When the requests before this one must have been done: from then on nobody was there to
                 see that there was time to spare.
-            latest_finish: In seconds from now, margin taken off.
+            budget: Seconds that are left of the target.
+            margins: On forecasts.
         """
         better = next((each for each in reversed(possible) if each.rank < state.ceiling), None)
         if better is None:
             return state
         if self._is_blocked(state, better.rank, now=now):
             return replace(state, roomy_since=None)
-        if better.forecast.finish_seconds > self.roomy * latest_finish:
+        if margins.slack_used(better.forecast, budget=budget) > self.roomy:
             return replace(state, roomy_since=None)
         roomy_since = quiet_since if state.roomy_since is None else state.roomy_since
         if now - roomy_since < self.hold_targets * self.target_seconds:
@@ -218,14 +231,15 @@ class AdaptivePolicy:
         possible: Sequence[Candidate],
         *,
         now: float,
-        latest_finish: float,
+        budget: float,
+        margins: "_Margins",
     ) -> AdaptiveState:
         """Lower the ceiling to the chosen tier if load has been the reason for smaller ones for long enough.
 
         A request that is too large for a better tier even on an idle server says nothing about the load.
         """
         if not any(state.ceiling <= each.rank < chosen.rank for each in possible):
-            relaxed = chosen.forecast.finish_seconds <= self.relaxed * latest_finish
+            relaxed = margins.slack_used(chosen.forecast, budget=budget) <= self.relaxed
             return replace(state, tight_since=None) if relaxed else state
         tight_since = now if state.tight_since is None else state.tight_since
         if now - tight_since < self.grace_targets * self.target_seconds:
@@ -253,3 +267,22 @@ class AdaptivePolicy:
             blocked_seconds = min(2 * before.blocked_seconds, longest_seconds)
         overload = Overload(state.load, now + blocked_seconds, blocked_seconds)
         return {**state.overloads, state.ceiling: overload}
+
+
+@dataclass(frozen=True, slots=True)
+class _Margins:
+    """What forecasts are multiplied by before they are compared with the time there is."""
+
+    wait: float
+    compute: float
+
+    def alone(self, forecast: Forecast) -> float:
+        return self.compute * forecast.alone_seconds
+
+    def finish(self, forecast: Forecast) -> float:
+        return self.wait * forecast.wait_seconds + self.compute * forecast.compute_seconds
+
+    def slack_used(self, forecast: Forecast, *, budget: float) -> float:
+        """Return how much of the time that an idle server would have to spare is taken; above 1 is too late."""
+        slack = budget - self.alone(forecast)
+        return (self.finish(forecast) - self.alone(forecast)) / slack if slack > 0 else math.inf
