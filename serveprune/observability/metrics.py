@@ -88,7 +88,7 @@ ADAPTIVE_CEILING = Metric(
 ADAPTIVE_STEPS = Metric(
     "serveprune_adaptive_steps_total",
     "counter",
-    "How often that tier changed, by direction: up to a better one, down to a smaller one.",
+    "How often the best tier that an adaptive deployment serves changed, by direction: up (better), down (smaller).",
     ("model", "version", "direction"),
 )
 TIER_READY = Metric("serveprune_tier_ready", "gauge", "1 when the tier is loaded, warm and routed to, else 0.")

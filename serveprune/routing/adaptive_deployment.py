@@ -85,8 +85,9 @@ class AdaptiveDeployment:
             return said
         best = candidates[0]
         best_seconds = elapsed_seconds + best.forecast.finish_seconds
-        wary = " and has to be so for a while" if best_seconds <= self.target_seconds else ""
-        return f"{said}; {best.tier} in {milliseconds(best_seconds)}{wary}"
+        if best_seconds > self.target_seconds:
+            return f"{said}; {best.tier} in {milliseconds(best_seconds)}"
+        return f"{said}; {best.tier} ({milliseconds(best_seconds)}) waits until the load has fallen"
 
     def describe(self) -> dict[str, Any]:
         """Return how the deployment stands, ready for JSON."""

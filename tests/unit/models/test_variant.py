@@ -1,8 +1,9 @@
 from pathlib import Path
 
+from unit.artifacts.artifact_factory import MEASUREMENTS, commit_dense, commit_tier
+
 from serveprune.artifacts.store import ArtifactStore
 from serveprune.models.variant import Variant
-from unit.artifacts.artifact_factory import MEASUREMENTS, commit_dense, commit_tier
 
 
 def test_quality_is_the_headline_metric_of_what_was_measured(tmp_path: Path) -> None:

@@ -25,12 +25,13 @@ def request(
         (request({"max_latency_ms": 5e1, "min_quality": 0.95}), Objective(0.05, 0.95)),
         (request(latency="50", quality="0.95"), Objective(0.05, 0.95)),
         (request({"min_quality": 0.95}, latency=" 5e1 "), Objective(0.05, 0.95)),
-        (request({"max_latency_ms": 50.0, "min_quality": "0.950"}, latency="50", quality="0.95"), Objective(0.05, 0.95)),
+        (
+            request({"max_latency_ms": 5e1, "min_quality": "0.950"}, latency="50", quality="0.95"),
+            Objective(0.05, 0.95),
+        ),
     ],
 )
-def test_objective_is_read_wherever_the_request_states_it(
-    asked: InferenceRequest, expected: Objective | None
-) -> None:
+def test_objective_is_read_wherever_the_request_states_it(asked: InferenceRequest, expected: Objective | None) -> None:
     assert objective_of(asked) == expected
 
 
@@ -45,7 +46,10 @@ def test_objective_is_read_wherever_the_request_states_it(
         (request({"max_latency_ms": math.inf}), "parameter max_latency_ms: expected a finite number, got 'inf'"),
         (request(latency="50ms"), "header x-max-latency-ms: expected a finite number, got '50ms'"),
         (request(latency=""), "header x-max-latency-ms: expected a finite number, got ''"),
-        (request({"min_quality": 0.0}), r"min_quality: expected a quality above 0 and at most 1 \(that of dense\), got 0"),
+        (
+            request({"min_quality": 0.0}),
+            r"expected a quality above 0 and at most 1 \(that of dense\), got 0",
+        ),
         (request({"min_quality": 95}), "min_quality: expected a quality above 0 and at most 1"),
         (request(quality="nan"), "header x-min-quality: expected a finite number, got 'nan'"),
         (
