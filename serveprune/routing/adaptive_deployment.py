@@ -66,7 +66,8 @@ class AdaptiveDeployment:
             first = decision.candidate
             raise ResourceExhausted(
                 f"model {self._model.name}: no tier would answer within {milliseconds(self.target_seconds)} now; the "
-                f"first, {first.tier}, in {milliseconds(elapsed_seconds + first.forecast.finish_seconds)}; retry later",
+                f"first, {first.tier}, in {milliseconds(elapsed_seconds + first.forecast.finish_seconds)}; retry in "
+                f"{milliseconds(decision.retry_after_seconds)}",
                 retry_after_seconds=decision.retry_after_seconds,
             )
         return decision

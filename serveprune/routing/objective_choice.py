@@ -57,10 +57,12 @@ def refusal(
     possible = [each for each in candidates if each.forecast.alone_seconds <= max_latency_seconds]
     if possible:
         finishes = ", ".join(f"{each.tier} in {milliseconds(each.forecast.finish_seconds)}" for each in candidates)
-        wait_seconds = min(each.forecast.finish_seconds - max_latency_seconds for each in possible)
+        surplus_seconds = min(each.forecast.finish_seconds - max_latency_seconds for each in possible)
+        retry_after_seconds = max(surplus_seconds, 0.0)
         return ResourceExhausted(
-            f"model {model}: no tier would answer within {asked} now: {finishes}; retry later, or allow more",
-            retry_after_seconds=max(wait_seconds, 0.0),
+            f"model {model}: no tier would answer within {asked} now: {finishes}; allow more, or retry in "
+            f"{milliseconds(retry_after_seconds)}",
+            retry_after_seconds=retry_after_seconds,
         )
     figures = ", ".join(map(_alone, ready))
     impossible = f"model {model}: no tier answers within {asked} even on an idle server"

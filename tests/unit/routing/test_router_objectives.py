@@ -204,7 +204,7 @@ def test_objective_is_met_by_the_best_tier_in_time_or_the_fastest_that_is_good_e
             {},
             {"latency": 0.050, "wait": 0.100, "quality": 0.95},
             ResourceExhausted,
-            "model minilm: no tier would answer within 50 ms now: dense in 140 ms, int8 in 120 ms; retry later",
+            "model minilm: no tier would answer within 50 ms now: dense in 140 ms, int8 in 120 ms; allow more, or retry in 70 ms",
         ),
         (
             {},
@@ -278,7 +278,7 @@ def test_adaptive_deployment_rejects_what_no_tier_would_answer_in_time() -> None
     with pytest.raises(ResourceExhausted) as caught:
         Routing(ADAPTIVE | {"min_quality": 0.95}).route(wait=0.070)
     assert caught.value.message == (
-        "model minilm: no tier would answer within 100 ms now; the first, int8, in 90 ms; retry later"
+        "model minilm: no tier would answer within 100 ms now; the first, int8, in 90 ms; retry in 28.3 ms"
     )
     assert caught.value.retry_after_seconds == pytest.approx(0.070 - (0.100 - 0.027) / 1.75)
 
