@@ -151,6 +151,9 @@ class ServerConfig(ConfigModel):
     max_queued_requests: WholeNumber = Field(
         default=1024, ge=1, le=1_000_000, description="Requests that may wait or run, all models together."
     )
+    max_queued_bytes: Size = Field(
+        default=ByteSize(2**30), description="Inputs of the requests that wait or run, all models together."
+    )
     request_timeout_seconds: Number = Field(
         default=60.0, gt=0, le=86_400, description="A request not answered by then fails."
     )

@@ -225,11 +225,12 @@ def _status(url: str) -> int:
 
 def _body(graph: Graph, array: Array, *, binary: bool) -> tuple[bytes, dict[str, str]]:
     entry: dict[str, Any] = {"name": graph.input, "datatype": "FP32", "shape": list(array.shape)}
+    document: dict[str, Any]
     if not binary:
         document = {"inputs": [{**entry, "data": array.ravel().tolist()}]}
         return json.dumps(document).encode(), {"Content-Type": "application/json"}
     raw = array.tobytes()
-    document: dict[str, Any] = {
+    document = {
         "inputs": [{**entry, "parameters": {"binary_data_size": len(raw)}}],
         "parameters": {"binary_data_output": True},
     }

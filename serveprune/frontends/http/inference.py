@@ -106,7 +106,13 @@ class InferenceHandler:
         if headers.raw_media_type is not None:
             tensor = self._raw_input(body, route, media_type=headers.raw_media_type)
             request = InferenceRequest(
-                route.model, (tensor,), version=route.version, tier=headers.tier, deadline=deadline
+                route.model,
+                (tensor,),
+                version=route.version,
+                tier=headers.tier,
+                deadline=deadline,
+                max_latency_ms=headers.max_latency_ms,
+                min_quality=headers.min_quality,
             )
             return request, OutputFormat()
         json_bytes = len(body) if headers.json_bytes is None else headers.json_bytes
@@ -174,6 +180,8 @@ def _decode_json(
         version=route.version,
         tier=headers.tier,
         deadline=deadline,
+        max_latency_ms=headers.max_latency_ms,
+        min_quality=headers.min_quality,
     )
 
 
