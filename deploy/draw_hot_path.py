@@ -82,7 +82,7 @@ def main() -> None:
 
 def shares_in(folder: Path) -> list[tuple[str, Mapping[str, float]]]:
     """Return the share of each stage, by protocol."""
-    bars = []
+    bars: list[tuple[str, Mapping[str, float]]] = []
     for protocol, label in BARS:
         stacks = folder / f"mlp-{protocol}-{CONNECTIONS}.txt"
         counts: Counter[str] = Counter()
