@@ -29,7 +29,7 @@ from serveprune.errors import (
 )
 from serveprune.frontends.grpc.inference import InferenceService
 from serveprune.frontends.grpc.receiving import ReceivingCalls
-from serveprune.frontends.grpc.runtime import HandlerCallDetails, RpcMethodHandler, ServicerContext
+from serveprune.frontends.grpc.runtime import RpcMethodHandler, ServicerContext
 from serveprune.frontends.grpc.status import details_of, trailing_metadata_of
 from serveprune.oip.messages import InferenceResponse
 
@@ -58,6 +58,9 @@ class DirectCalls(ThreadPoolExecutor):
 
     No more than so many calls are in progress at once, for each holds its message or its answer; others wait unread,
     and calls that arrive while too many wait are refused. Thread-safe.
+
+    Attributes:
+        handler: Of the method.
 
     Args:
         service: Decodes, submits, encodes.
@@ -89,7 +92,7 @@ class DirectCalls(ThreadPoolExecutor):
         self._answered: dict[_Call, float] = {}
         self._waiting: dict[_Call, None] = {}
         self._lock = threading.Lock()
-        self._handler = grpc.stream_unary_rpc_method_handler(_pooled_in(self))
+        self.handler: RpcMethodHandler = grpc.stream_unary_rpc_method_handler(_pooled_in(self))
         self.service_of = service
         self.receiving = receiving
         self._timeout_seconds = timeout_seconds
@@ -101,10 +104,6 @@ class DirectCalls(ThreadPoolExecutor):
     def waiting(self) -> int:
         """Calls that wait for others to end."""
         return len(self._waiting)
-
-    def service(self, call: HandlerCallDetails) -> RpcMethodHandler | None:
-        """Return the handler for a call that has just arrived; ``None`` for other methods' calls."""
-        return self._handler if call.method == self.service_of.infer_method else None
 
     def submit(self, run: Any, respond: Any, /, *arguments: Any, **options: Any) -> Any:  # type: ignore[override]
         """Take a call over from the runtime, which hands over what it would run in a pool."""

@@ -73,6 +73,7 @@ class GrpcFrontend:
         self._pools: tuple[ThreadPoolExecutor, ...] = ()
         self._stopped = threading.Event()
         self._upkeep: threading.Thread | None = None
+        self._calls: BoundedMethod | DirectCalls | None = None
 
     def start(self) -> Address:
         """Bind and serve; return the address with its real port.
@@ -88,7 +89,11 @@ class GrpcFrontend:
         methods = UnaryMethods(self._receiving)
         server.add_registered_method_handlers(SERVICE, self._service.quick_handlers(methods, pool=quick))
         inference = self._inference(methods, workers=workers, quick=quick)
-        server.add_generic_rpc_handlers((inference,))
+        if isinstance(inference, DirectCalls):
+            server.add_registered_method_handlers(SERVICE, {"ModelInfer": inference.handler})
+        else:
+            server.add_generic_rpc_handlers((inference,))
+        self._calls = inference
         add_health(server, self._health, methods=methods, pool=quick)
         add_reflection(server, pool=streaming, streams=self._streams)
         port = self._bind(server)

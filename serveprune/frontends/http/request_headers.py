@@ -4,16 +4,19 @@ from serveprune.errors import InvalidArgument
 from serveprune.frontends.http.asgi import Headers
 from serveprune.frontends.http.errors import UnsupportedMediaType
 
-_NAMES = (
-    b"content-length",
-    b"content-type",
-    b"content-encoding",
-    b"inference-header-content-length",
-    b"x-compression-tier",
-    b"x-max-latency-ms",
-    b"x-min-quality",
+_NAMES = frozenset(
+    (
+        b"content-length",
+        b"content-type",
+        b"content-encoding",
+        b"inference-header-content-length",
+        b"x-compression-tier",
+        b"x-max-latency-ms",
+        b"x-min-quality",
+    )
 )
 _MAX_DIGITS = 19
+_JSON = b"application/json"
 _TEXT = b"text/plain"
 _IMAGE = b"image/"
 _UTF8 = (b"utf-8", b"utf8", b"us-ascii")
@@ -78,7 +81,7 @@ def _number(found: dict[bytes, bytes], name: bytes) -> int | None:
 
 
 def _raw_media_type(content_type: bytes) -> bytes | None:
-    if not content_type:
+    if not content_type or content_type == _JSON:
         return None
     media_type, *parameters = (part.strip() for part in content_type.lower().split(b";"))
     if media_type.startswith(_IMAGE):

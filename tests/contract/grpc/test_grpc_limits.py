@@ -148,15 +148,10 @@ def test_call_leaves_nothing_behind(front: RunningFrontend) -> None:
         left.cancel()
     front.plane.release.set()
 
-    calls = next(handler for handler in _generic_handlers(front) if isinstance(handler, direct_calls.DirectCalls))
+    calls = front.frontend._calls
+    assert isinstance(calls, direct_calls.DirectCalls)
     assert eventually(lambda: not calls._active and not calls._answered and not calls._waiting)
     assert eventually(lambda: not front.frontend._receiving._since)
-
-
-def _generic_handlers(front: RunningFrontend) -> list[Any]:
-    server: Any = front.frontend._server
-    handlers: list[Any] = server._state.generic_handlers
-    return handlers
 
 
 def test_calls_are_served_by_threads_when_the_runtime_offers_no_other_way(
