@@ -455,6 +455,36 @@ def test_urgent_jobs_come_between_the_parts_of_a_large_one(scheduler: Scheduler)
     assert [2.0 in batch for batch in variant.batches] == [False, True, False]
 
 
+def test_large_job_is_not_ahead_of_all_that_comes_after_it(scheduler: Scheduler, clock: Clock) -> None:
+    """It takes 8 s; what comes after 3 goes before the parts that would not have been begun by then."""
+    variant = Held(latency=measured({(1, 2): 0.25, (8, 2): 2.0}))
+    occupied = occupy(scheduler, variant)
+    large, small = Asked(variant, 1.0, rows=32), Asked(variant, 2.0)
+    submit(scheduler, large)
+    clock.now = 3.0
+    submit(scheduler, small)
+    variant.let_go.set()
+    for one in (occupied, large, small):
+        one.outputs()
+    assert [batch[0] for batch in variant.batches[1:]] == [1.0, 1.0, 2.0, 1.0, 1.0]
+
+
+def test_no_part_of_a_large_job_is_computed_when_the_whole_would_be_late(
+    scheduler: Scheduler, clock: Clock, events: Events
+) -> None:
+    variant = Held(latency=measured({(1, 2): 0.25, (8, 2): 2.0}))
+    occupied = occupy(scheduler, variant)
+    large, possible = Asked(variant, 1.0, rows=32, deadline=7.9), Asked(variant, 2.0, rows=32, deadline=8.1)
+    submit(scheduler, large)
+    submit(scheduler, possible)
+    variant.let_go.set()
+    assert "takes about 8e+03 ms" in large.error().message
+    for one in (occupied, possible):
+        one.outputs()
+    assert [batch[0] for batch in variant.batches] == [0.0, 2.0, 2.0, 2.0, 2.0]
+    assert events.drops[0] is Drop.HOPELESS
+
+
 def test_rest_of_a_large_job_is_not_computed_when_its_caller_leaves(scheduler: Scheduler) -> None:
     variant = interrupted(lambda: scheduler.abandon(large.job))
     large = Asked(variant, 1.0, rows=19)
