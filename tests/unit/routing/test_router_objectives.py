@@ -20,7 +20,7 @@ from serveprune.errors import (
     ServePruneError,
     Unavailable,
 )
-from serveprune.models.instance import Instance
+from serveprune.models.instance import BatchSettings, Instance
 from serveprune.models.registry import Model
 from serveprune.models.variant import VariantState
 from serveprune.observability import metrics as series
@@ -42,6 +42,7 @@ class Identity:
 
     inputs = (TensorSpec("x", Datatype.FP32, (-1, 2)),)
     outputs = (TensorSpec("y", Datatype.FP32, (-1, 2)),)
+    computes_in_caller = True
 
     def run(self, feeds: Mapping[str, Array], *, outputs: Sequence[str] = ()) -> list[Array]:
         return [np.asarray(feeds["x"])]
@@ -80,7 +81,7 @@ class Routing:
             state = states.get(tier, VariantState.READY)
             instance = None
             if state is VariantState.READY:
-                instance = Instance(Identity(), identity=("minilm", "1", tier), max_batch_size=4)
+                instance = Instance(Identity(), identity=("minilm", "1", tier), batches=BatchSettings(4))
             artifact = measured(QUALITY[tier]) if tier in QUALITY and state is VariantState.READY else None
             self.model.update(tier, state=state, instance=instance, artifact=artifact)
         self.forecasts, self.metrics, self.now = Forecasts(), Metrics(), 0.0

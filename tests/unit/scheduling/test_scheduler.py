@@ -133,13 +133,16 @@ def test_scheduler_answers_a_job_all_the_same_when_its_caller_leaves_during_comp
 @pytest.mark.parametrize("rows", [1, 19])
 def test_scheduler_computes_nothing_when_the_caller_left_before_the_job_came(scheduler: Scheduler, rows: int) -> None:
     variant = Held()
-    variant.let_go.set()
-    gone, after = Asked(variant, 1.0, rows=rows), Asked(variant, 2.0)
+    occupied, gone = occupy(scheduler, variant), Asked(variant, 1.0, rows=rows)
+    before = scheduler.forecast(variant, rows=1, length=2)
     scheduler.abandon(gone.job)
-    submit(scheduler, gone, after)
+    submit(scheduler, gone)
     assert isinstance(gone.error(), Cancelled)
-    after.outputs()
-    assert variant.batches == [[2.0]]
+    # Nor does it wait.
+    assert scheduler.forecast(variant, rows=1, length=2) == before
+    variant.let_go.set()
+    occupied.outputs()
+    assert variant.batches == [[0.0]]
 
 
 def test_scheduler_drops_a_job_before_compute_when_its_deadline_has_passed(
