@@ -212,6 +212,33 @@ def test_patient_job_is_overtaken_for_a_second_only(scheduler: Scheduler, clock:
     assert order == [*map(float, range(10)), -1.0, *map(float, range(10, 20))]
 
 
+@pytest.mark.parametrize("error", [None, InvalidArgument("shape")])
+def test_models_share_the_time_that_they_took_not_what_was_expected(
+    scheduler: Scheduler, clock: Clock, error: Exception | None
+) -> None:
+    class Lasting(Held):
+        def run(self, feeds: Mapping[str, Array], *, outputs: Sequence[str] = ()) -> list[Array]:
+            clock.now += 0.3 if self.identity[0] == "slow" else 0.01
+            order.append(self.identity[0])
+            return super().run(feeds, outputs=outputs)
+
+    order: list[str] = []
+    holding = Held()
+    occupied = occupy(scheduler, holding)
+    slow = Lasting(max_batch_size=1, identity=("slow", "1", "dense"), error=error)
+    quick = Lasting(max_batch_size=1, identity=("quick", "1", "dense"))
+    # Those of the slow model are more urgent.
+    waiting = [Asked(slow, target=0.5) for _ in range(3)] + [Asked(quick) for _ in range(40)]
+    submit(scheduler, *waiting)
+    for variant in (slow, quick, holding):
+        variant.let_go.set()
+    for one in (occupied, *waiting):
+        one.end()
+    assert order[0] == "slow"
+    # The quick one has its turn, whatever the other one's answers were, until it had as much.
+    assert 15 <= order.index("slow", 1) <= 31
+
+
 @pytest.mark.parametrize(
     ("raised", "expected", "message"),
     [
@@ -331,6 +358,19 @@ def test_no_executor_idles_when_jobs_come_at_once_to_a_variant_of_which_nothing_
     second.let_go.set()
     occupied.outputs()
     assert scheduler.stop(drain_seconds=PATIENCE_SECONDS)
+
+
+def test_all_executors_are_woken_when_a_job_of_many_parts_comes(real_scheduler: Callable[..., Scheduler]) -> None:
+    together = threading.Barrier(3)
+
+    class Meeting(Variant):
+        def run(self, feeds: Mapping[str, Array], *, outputs: Sequence[str] = ()) -> list[Array]:
+            together.wait(PATIENCE_SECONDS)
+            return super().run(feeds, outputs=outputs)
+
+    large = Asked(Meeting(), rows=24)
+    submit(real_scheduler(executors=3), large)
+    assert len(large.outputs()[0]) == 24
 
 
 def test_executors_share_what_waits_when_they_are_free(real_scheduler: Callable[..., Scheduler]) -> None:
@@ -579,6 +619,23 @@ def test_tensors_are_freed_when_a_job_has_run(scheduler: Scheduler, error: Excep
         submit(scheduler, after)
         after.outputs()
         assert tensor() is None
+    finally:
+        gc.enable()
+
+
+def test_variant_is_freed_when_its_last_job_has_run(scheduler: Scheduler) -> None:
+    variant = Held()
+    variant.let_go.set()
+    last = Asked(variant)
+    freed = weakref.ref(variant)
+    gc.collect()
+    gc.disable()
+    try:
+        submit(scheduler, last)
+        last.outputs()
+        del variant, last
+        # Although the executor has nothing else to do.
+        assert eventually(lambda: freed() is None)
     finally:
         gc.enable()
 
