@@ -180,7 +180,7 @@ class AdaptivePolicy:
 
     def _with_load(self, state: AdaptiveState, compute_seconds: float, *, now: float) -> AdaptiveState:
         window = self.load_targets * self.target_seconds
-        load = state.load * math.exp((state.last - now) / window) + compute_seconds / window
+        load = state.load * math.exp(min(state.last - now, 0.0) / window) + compute_seconds / window
         return replace(state, last=now, load=load)
 
     def _rise(
@@ -243,8 +243,9 @@ class AdaptivePolicy:
         A request that is too large for a better tier even on an idle server says nothing about the load.
         """
         if not any(state.ceiling <= each.rank < chosen.rank for each in possible):
-            relaxed = margins.slack_used(chosen.forecast, budget=budget) <= self.relaxed
-            return replace(state, tight_since=None) if relaxed else state
+            if state.tight_since is None or margins.slack_used(chosen.forecast, budget=budget) > self.relaxed:
+                return state
+            return replace(state, tight_since=None)
         tight_since = now if state.tight_since is None else state.tight_since
         if now < state.settled_at or now - tight_since < self.grace_targets * self.target_seconds:
             return replace(state, tight_since=tight_since)
