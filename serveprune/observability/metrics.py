@@ -63,6 +63,13 @@ COMPUTE_SECONDS = Metric(
     "serveprune_request_compute_seconds", "histogram", "Time the batch that held the request was computed."
 )
 BATCH_ROWS = Metric("serveprune_batch_rows", "histogram", "Rows per computed batch.", buckets=_BATCH_ROWS)
+DROPPED = Metric(
+    "serveprune_dropped_requests_total",
+    "counter",
+    "Requests, or parts of large ones, that were not computed because their deadline had passed (expired), or would "
+    "have passed during compute while others waited (hopeless).",
+    (*_VARIANT, "reason"),
+)
 IN_FLIGHT = Metric(
     "serveprune_requests_in_flight", "gauge", "Requests admitted and not yet answered.", ("model", "version")
 )
@@ -108,6 +115,18 @@ TIER_BATCH_DEVIATION = Metric(
     "serveprune_tier_batch_deviation_ratio",
     "gauge",
     "How far a row's answer moved at worst when its neighbours in the batch changed, measured at build.",
+)
+TIER_BATCH_SECONDS = Metric(
+    "serveprune_tier_batch_seconds",
+    "gauge",
+    "What a batch of so many rows takes, timed when the tier was loaded; of sequences at the length nearest to 128.",
+    (*_VARIANT, "rows"),
+)
+TIER_LATENCY_CORRECTION = Metric(
+    "serveprune_tier_latency_correction_ratio",
+    "gauge",
+    "How much longer batches take than was timed when the tier was loaded, as observed lately; forecasts are "
+    "corrected by it.",
 )
 BUILDS = Metric(
     "serveprune_builds_total",

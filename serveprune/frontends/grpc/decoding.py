@@ -86,7 +86,9 @@ def _decode_outputs(message: pb.ModelInferRequest) -> tuple[str, ...]:
 
 
 def _repeated(names: Sequence[str]) -> str | None:
-    return next((name for name, times in Counter(names).items() if times > 1), None)
+    if len(set(names)) == len(names):
+        return None
+    return next(name for name, times in Counter(names).items() if times > 1)
 
 
 def _decode_inputs(message: pb.ModelInferRequest) -> tuple[Tensor, ...]:
