@@ -127,13 +127,13 @@ class AdaptivePolicy:
     compute_safety: float = 1.35
     roomy: float = 0.5
     relaxed: float = 0.75
-    hold_targets: float = 4.0
+    hold_targets: float = 3.0
     grace_targets: float = 0.1
     settling_targets: float = 0.5
-    trial_targets: float = 40.0
+    trial_targets: float = 20.0
     longest_block_targets: float = 320.0
     relief: float = 0.8
-    load_targets: float = 10.0
+    load_targets: float = 5.0
 
     def start(self, *, now: float) -> AdaptiveState:
         """Return the state of a deployment that has not seen a request."""
