@@ -146,16 +146,18 @@ class Scheduler:
             companions = self._waiting.rows_waiting(executable)
         alone = latency.expected_seconds(rows, length)
         if not executable.batchable:
-            return Forecast(seconds_until_free(busy, ahead), latency.safe_seconds(rows, length), alone)
+            return Forecast(seconds_until_free(busy, ahead), latency.expected_seconds(rows, length), alone)
         largest = rows_per_part(executable, length)
         if rows > largest:
             rounds = math.ceil(rows / largest / len(busy))
             wait = seconds_until_free(busy, ahead)
-            return Forecast(wait, latency.safe_seconds(largest, length) * rounds, alone / len(busy))
+            return Forecast(wait, latency.expected_seconds(largest, length) * rounds, alone / len(busy))
         batch = max(rows, min(companions + rows, largest, latency.worthwhile_rows(length)))
         # Those that would be in its batch are not ahead of it.
         _, joined = latency.costs(batch - rows, length)
-        return Forecast(seconds_until_free(busy, max(ahead - joined, 0.0)), latency.safe_seconds(batch, length), alone)
+        return Forecast(
+            seconds_until_free(busy, max(ahead - joined, 0.0)), latency.expected_seconds(batch, length), alone
+        )
 
     def stop(self, *, drain_seconds: float) -> bool:
         """Finish what was submitted, for so long at the most, then fail the rest; idempotent.
