@@ -206,7 +206,7 @@ def test_objective_is_met_by_the_best_tier_in_time_or_the_fastest_that_is_good_e
             {},
             {"latency": 0.050, "wait": 0.100, "quality": 0.95},
             ResourceExhausted,
-            "model minilm: no tier would answer within 50 ms now: dense in 140 ms, int8 in 120 ms; allow more, or retry in 70 ms",
+            "no tier would answer within 50 ms now: dense in 140 ms, int8 in 120 ms; allow more, or retry in 70 ms",
         ),
         (
             {},
