@@ -7,6 +7,7 @@ import grpc
 
 from serveprune.config.server import Address, ServerConfig
 from serveprune.errors import Code, FailedPrecondition
+from serveprune.frontends.grpc.absent_methods import AbsentMethods
 from serveprune.frontends.grpc.bounded_method import BoundedMethod
 from serveprune.frontends.grpc.health import HealthService, add_health
 from serveprune.frontends.grpc.inference import SERVICE, InferenceService
@@ -89,7 +90,7 @@ class GrpcFrontend:
             pool=quick,
             on_rejected=self._on_rejected,
         )
-        server.add_generic_rpc_handlers((inference,))
+        server.add_generic_rpc_handlers((inference, AbsentMethods(SERVICE, pool=quick)))
         add_health(server, self._health, methods=methods, pool=quick)
         add_reflection(server, pool=streaming, streams=self._streams)
         port = self._bind(server)
