@@ -1,5 +1,6 @@
 """The only wiring: from a config to running parts, and back."""
 
+import gc
 import importlib.util
 import logging
 import os
@@ -43,6 +44,10 @@ _log = logging.getLogger(__name__)
 
 _STOP_MARGIN_SECONDS = 6.0
 """For a cancelled build to end even where nothing is left of the drain: a moment more than its child is given."""
+
+_COLLECT_AFTER = (10_000, 50, 100)
+"""Python's collector walks everything that is alive to find what holds each other; requests leave little of that, and
+by default it took a tenth of the time that HTTP requests are computed in, and a third of that of gRPC."""
 
 _SIGNAL_POLL_SECONDS = 0.1
 _COMPRESSING_PACKAGES = ("torch", "onnx", "onnx_ir")
@@ -103,7 +108,12 @@ class Server:
         )
         builder = _subprocess_builder(config) if can_build else ServingOnlyBuilder()
         self.controlplane = ControlPlane(
-            self.registry, repository, builder, VariantReporter(self.metrics), profiles=config.profiles
+            self.registry,
+            repository,
+            builder,
+            VariantReporter(self.metrics),
+            profiles=config.profiles,
+            on_settled=_spare_the_collector,
         )
         deployments = {name: config.deployment(name) for name in config.models}
         self._scheduler = Scheduler(
@@ -148,6 +158,7 @@ class Server:
         except BaseException:
             self.stop(drain_seconds=0.0)
             raise
+        gc.set_threshold(*_COLLECT_AFTER)
         self.controlplane.start()
         return endpoints
 
@@ -199,6 +210,12 @@ class Server:
 
     def _count_store_event(self, event: StoreEvent) -> None:
         self._store_events[event].inc()
+
+
+def _spare_the_collector() -> None:
+    """Take what is loaded by now out of every later collection, for it will not go away."""
+    gc.collect()
+    gc.freeze()
 
 
 def _left(deadline: float) -> float:

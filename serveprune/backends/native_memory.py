@@ -15,9 +15,9 @@ _LARGE_BYTES = 8 * 2**20
 def keep_little() -> None:
     """Bound what the allocator keeps for later, in this process, from now on.
 
-    Left alone, glibc raises both bounds with the largest block that was ever freed, to 32 and 64 MiB: then each thread's
-    heap may keep that much at its end, which `give_back` cannot reach. What is smaller than a bound is still kept, for
-    a request's tensors would be mapped and zeroed anew each time otherwise.
+    Left alone, glibc raises both bounds with the largest block that was ever freed, to 32 and 64 MiB: then each
+    thread's heap may keep that much at its end, which `give_back` cannot reach. What is smaller than a bound is still
+    kept, for a request's tensors would be mapped and zeroed anew each time otherwise.
     """
     library = _glibc()
     if library is not None:

@@ -131,6 +131,16 @@ class ServerConfig(ConfigModel):
         description="HTTP bodies held at once while they are received, all connections together; never less than one "
         "of max_request_bytes.",
     )
+    max_connections: WholeNumber = Field(
+        default=4096,
+        ge=1,
+        le=1_000_000,
+        description="Client connections that are open at once, of HTTP and of gRPC each; more are turned away.",
+    )
+    max_header_bytes: Annotated[Size, Field(ge=1024, le=2**24)] = Field(
+        default=ByteSize(64 * 2**10),
+        description="Headers of an HTTP request, or metadata of a gRPC call; of a URL as much again.",
+    )
     max_request_rows: WholeNumber = Field(
         default=4096,
         ge=1,

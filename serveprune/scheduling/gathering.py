@@ -40,7 +40,7 @@ class Gathering:
                 return
         if isinstance(result, JobResult):
             result = self._whole([part for part in self._results if part is not None])
-        self._job.done(result)
+        self._job.end(result)
         if not isinstance(result, JobResult):
             self._on_failure()
 

@@ -79,6 +79,10 @@ Done = Callable[["JobResult | ServePruneError"], None]
 """Called once, with the answer or with why there is none; must not raise."""
 
 
+def _ignore(result: "JobResult | ServePruneError") -> None:
+    """Take what came after the end."""
+
+
 @dataclass(slots=True, eq=False)
 class Job:
     """Tensors of one request, ready to run.
@@ -123,6 +127,15 @@ class Job:
         else:
             self.length = row_length(self.feeds, self.executable.padding)
             self.signature = _signature(self.feeds, self.executable.padding)
+
+    def end(self, result: "JobResult | ServePruneError") -> None:
+        """Tell how it ended, once, and let go of the tensors and of whoever was told.
+
+        Whoever holds the job on must keep neither alive, and what holds each other only the collector would free.
+        """
+        self.feeds = {}
+        done, self.done = self.done, _ignore
+        done(result)
 
     def wanted(self) -> tuple[str, ...]:
         """Names of the outputs in the order the caller wants them."""

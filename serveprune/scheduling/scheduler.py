@@ -124,7 +124,7 @@ class Scheduler:
             if self._stopping:
                 self._changed.notify_all()
         if waited:
-            _end(job, Cancelled("the caller left before the request was computed"))
+            job.end(Cancelled("the caller left before the request was computed"))
 
     def forecast(self, executable: Executable, *, rows: int, length: int) -> Forecast:
         """See `Forecaster.forecast`."""
@@ -160,7 +160,7 @@ class Scheduler:
             abandoned = self._waiting.take_all()
             self._changed.notify_all()
         for job in abandoned:
-            _end(job, _shutting_down())
+            job.end(_shutting_down())
         for thread in self._threads:
             thread.join(max(0.0, deadline - self._clock()))
         with self._changed:
@@ -235,16 +235,15 @@ class Scheduler:
         now = self._clock()
         for job in taken.expired:
             self._on_drop(job.executable, Drop.EXPIRED)
-            _end(job, DeadlineExceeded(f"the deadline passed {now - job.deadline:.3f} s before compute began"))
+            job.end(DeadlineExceeded(f"the deadline passed {now - job.deadline:.3f} s before compute began"))
         for job in taken.hopeless:
             self._on_drop(job.executable, Drop.HOPELESS)
             left_ms, needed_ms = (job.deadline - now) * 1000, job.alone_seconds * 1000
-            _end(
-                job,
+            job.end(
                 DeadlineExceeded(
                     f"the deadline, in {left_ms:.3g} ms, would pass during compute, which takes about "
                     f"{needed_ms:.3g} ms; allow more time, or ask for a faster tier"
-                ),
+                )
             )
 
     def _run(self, jobs: Sequence[Job], *, expected_seconds: float | None = None) -> None:
@@ -263,7 +262,7 @@ class Scheduler:
             if not isinstance(error, ServePruneError):
                 _log.exception("a request failed")
                 error = Internal("internal error; see the server's log")
-            _end(jobs[0], error.without_frames())
+            jobs[0].end(error.without_frames())
             return
         seconds = self._clock() - started
         rows = sum(job.rows for job in jobs)
@@ -273,7 +272,7 @@ class Scheduler:
                 self._share.charge(executable.identity[0], seconds - expected_seconds)
         self._on_batch(executable, rows)
         for job, answer in zip(jobs, answers, strict=True):
-            _end(job, JobResult(answer, started - job.enqueued, seconds))
+            job.end(JobResult(answer, started - job.enqueued, seconds))
 
     def _answers(self, jobs: Sequence[Job]) -> list[list[Array]]:
         feeds, outputs = collate(jobs)
@@ -285,12 +284,6 @@ def rows_per_part(executable: Executable, length: int) -> int:
     if executable.max_batch_elements is None:
         return executable.max_batch_size
     return max(1, min(executable.max_batch_size, executable.max_batch_elements // max(length, 1)))
-
-
-def _end(job: Job, result: JobResult | ServePruneError) -> None:
-    # Whoever holds the job on must not hold its tensors.
-    job.feeds = {}
-    job.done(result)
 
 
 def _shutting_down() -> Unavailable:

@@ -40,12 +40,14 @@ class ControlPlane:
         reporter: VariantReporter,
         *,
         profiles: Mapping[str, ProfileConfig],
+        on_settled: Callable[[], None] = lambda: None,
     ) -> None:
         self._registry = registry
         self._repository = repository
         self._builder = builder
         self._reporter = reporter
         self._profiles = profiles
+        self._on_settled = on_settled
         self._environment = environment()
         self._stopped = threading.Event()
         self._settled = threading.Condition()
@@ -124,6 +126,7 @@ class ControlPlane:
             self._each_tier(model, self._find)
         for model in models:
             self._each_tier(model, self._build)
+        self._on_settled()
 
     def _each_tier(self, model: Model, step: Callable[[Model, str], None]) -> None:
         for tier in model.variants:

@@ -80,7 +80,9 @@ def _decode_outputs(message: pb.ModelInferRequest) -> tuple[str, ...]:
 
 
 def _repeated(names: Sequence[str]) -> str | None:
-    return next((name for name, times in Counter(names).items() if times > 1), None)
+    if len(set(names)) == len(names):
+        return None
+    return next(name for name, times in Counter(names).items() if times > 1)
 
 
 def _decode_inputs(message: pb.ModelInferRequest) -> tuple[Tensor, ...]:
@@ -158,6 +160,8 @@ def _refuse_extensions(name: str, parameters: Mapping[str, pb.InferParameter]) -
 
 def _tier(metadata: Metadata) -> str | None:
     asked = {value for name, value in metadata if name == TIER_METADATA}
+    if not asked:
+        return None
     if len(asked) > 1:
         raise InvalidArgument(f"metadata {TIER_METADATA}: expected one tier, got {', '.join(sorted(map(str, asked)))}")
-    return str(asked.pop()) if asked else None
+    return str(asked.pop())
