@@ -101,7 +101,9 @@ def main() -> None:
         graph = _graph(arguments.model, Path(folder))
         limit = _in_process_limit(graph, seconds=1.0)
         print(f"{arguments.model}: in process, {os.cpu_count()} threads, best batch: {limit:,.0f} rows/s\n")
-        print("| protocol | connections | requests/s | of the limit | p50 ms | p99 ms | requests per CPU second of the server |")
+        print(
+            "| protocol | connections | requests/s | of the limit | p50 ms | p99 ms | requests per CPU second of the server |"
+        )
         print("|---" * 7 + "|")
         with _server(graph, Path(folder)) as endpoints:
             for protocol in arguments.protocols:
@@ -327,9 +329,7 @@ def _checked(graph: Graph, endpoints: Endpoints) -> Iterator[None]:
 
 
 @contextmanager
-def _profiled(
-    endpoints: Endpoints, protocol: str, connections: int, arguments: argparse.Namespace
-) -> Iterator[None]:
+def _profiled(endpoints: Endpoints, protocol: str, connections: int, arguments: argparse.Namespace) -> Iterator[None]:
     if arguments.profile is None:
         yield
         return

@@ -134,7 +134,7 @@ def write_carrier_model(file: Path) -> None:
 
 
 def write_ragged_model(file: Path) -> None:
-    """Write a model of sequences of any length, padded by mask: ``echo`` (N, L) are the ids, ``total`` (N, 1) their sum."""
+    """Write a model of sequences that are padded by mask: ``echo`` (N, L) are the ids, ``total`` (N, 1) their sum."""
     sequence, axes = ["batch", "length"], numpy_helper.from_array(np.array([1], dtype=np.int64), "axes")
     model = _model(
         [

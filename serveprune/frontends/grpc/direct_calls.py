@@ -37,7 +37,14 @@ _log = logging.getLogger(__name__)
 _RETRY_SECONDS = 1.0
 _INLINE_BYTES = 2**16
 """Messages above this size are decoded and encoded in a pool; the runtime's thread serves the others meanwhile."""
-_NAMES = ("_Context", "_possibly_finish_call", "_status", "_is_rpc_state_active", "_CANCELLED", "_RECEIVE_MESSAGE_TOKEN")
+_NAMES = (
+    "_Context",
+    "_possibly_finish_call",
+    "_status",
+    "_is_rpc_state_active",
+    "_CANCELLED",
+    "_RECEIVE_MESSAGE_TOKEN",
+)
 
 
 def is_supported() -> bool:

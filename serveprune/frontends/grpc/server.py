@@ -7,8 +7,8 @@ import grpc
 
 from serveprune.config.server import Address, ServerConfig
 from serveprune.errors import Code, FailedPrecondition
-from serveprune.frontends.grpc.absent_methods import AbsentMethods
 from serveprune.frontends.grpc import direct_calls
+from serveprune.frontends.grpc.absent_methods import AbsentMethods
 from serveprune.frontends.grpc.bounded_method import BoundedMethod
 from serveprune.frontends.grpc.direct_calls import DirectCalls
 from serveprune.frontends.grpc.health import HealthService, add_health
