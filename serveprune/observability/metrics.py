@@ -74,14 +74,29 @@ IN_FLIGHT = Metric(
     "serveprune_requests_in_flight", "gauge", "Requests admitted and not yet answered.", ("model", "version")
 )
 REQUESTED_TIER = Metric(
-    "serveprune_requested_tier_total", "counter", "Requests by the tier they asked for, or the default tier."
+    "serveprune_requested_tier_total",
+    "counter",
+    "Requests by the tier they asked for, or the default tier, or the best tier that might have been chosen.",
 )
 SERVED_TIER = Metric(
     "serveprune_served_tier_total",
     "counter",
-    "Requests by the tier they were routed to and why: requested, default, or a fallback because the wanted tier "
-    "was building, refused or failed.",
+    "Requests by the tier they were routed to and why: requested, default, objective, adaptive (the best tier that "
+    "can be in time), adaptive_load (a smaller one because of the load), or a fallback because the wanted tier was "
+    "building, refused or failed.",
     (*_VARIANT, "reason"),
+)
+ADAPTIVE_CEILING = Metric(
+    "serveprune_adaptive_ceiling_rank",
+    "gauge",
+    "Best tier that an adaptive deployment serves now, as its position among the model's tiers; 0 is dense.",
+    ("model", "version"),
+)
+ADAPTIVE_STEPS = Metric(
+    "serveprune_adaptive_steps_total",
+    "counter",
+    "How often the best tier that an adaptive deployment serves changed, by direction: up (better), down (smaller).",
+    ("model", "version", "direction"),
 )
 TIER_READY = Metric("serveprune_tier_ready", "gauge", "1 when the tier is loaded, warm and routed to, else 0.")
 TIER_QUALITY = Metric(

@@ -31,12 +31,14 @@ def decode_request(
     version: str | None = None,
     tier: str | None = None,
     deadline: float | None = None,
+    max_latency_ms: str | None = None,
+    min_quality: str | None = None,
 ) -> tuple[InferenceRequest, OutputFormat]:
     """Decode an inference request. Arrays of binary inputs share the memory of ``body`` where they can.
 
     ``header_length`` counts the bytes of JSON before the binary tensor data; it is ``None`` when all of the
-    body is JSON. ``model``, ``version``, ``tier`` and ``deadline`` come from the transport and are handed
-    through. Keys the protocol does not know are ignored.
+    body is JSON. What follows it comes from the transport and is handed through. Keys the protocol does not know
+    are ignored.
 
     Raises:
         InvalidArgument: The body is no request.
@@ -59,6 +61,8 @@ def decode_request(
         parameters=parameters,
         tier=tier,
         deadline=deadline,
+        max_latency_ms=max_latency_ms,
+        min_quality=min_quality,
     )
     return request, OutputFormat(binary_by_default, binary_by_name)
 

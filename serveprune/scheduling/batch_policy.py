@@ -86,9 +86,12 @@ def _fill(candidates: Sequence[Job], limits: BatchLimits) -> list[Job]:
 
 def _window(candidates: Sequence[Job], limits: BatchLimits, seconds: Seconds) -> list[Job]:
     """Grow a window around the most urgent job among the others by length, towards where more time is saved."""
-    by_length = sorted(candidates, key=lambda job: job.length)
     head = candidates[0]
-    left = right = next(index for index, job in enumerate(by_length) if job is head)
+    # On either side the most urgent ones of a length are nearest to the head.
+    shorter = sorted((job for job in reversed(candidates) if job.length < head.length), key=lambda job: job.length)
+    longer = sorted((job for job in candidates if job.length >= head.length), key=lambda job: job.length)
+    by_length = shorter + longer
+    left = right = len(shorter)
     batch, rows, length = [head], head.rows, head.length
     while True:
         sides = []
@@ -114,9 +117,14 @@ def _fits(rows: int, length: int, limits: BatchLimits) -> bool:
 
 def _in_time(batch: list[Job], seconds: Seconds, now: float) -> list[Job]:
     """Leave the last ones out until nobody is late who would not be late alone."""
-    while len(batch) > 1:
-        finish = now + seconds(sum(job.rows for job in batch), max(job.length for job in batch))
-        if not any(job.target < finish and now + seconds(job.rows, job.length) <= job.target for job in batch):
-            break
-        batch = batch[:-1]
-    return batch
+    sizes, rows, length = [], 0, 0
+    for job in batch:
+        rows, length = rows + job.rows, max(length, job.length)
+        sizes.append((rows, length))
+    if now + seconds(rows, length) <= min(job.target for job in batch):
+        return batch
+    wanted = [job.target if now + seconds(job.rows, job.length) <= job.target else float("inf") for job in batch]
+    for size in range(len(batch), 1, -1):
+        if now + seconds(*sizes[size - 1]) <= min(wanted[:size]):
+            return batch[:size]
+    return batch[:1]

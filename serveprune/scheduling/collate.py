@@ -61,9 +61,12 @@ def join(job: Job, parts: Sequence[Sequence[Array]]) -> list[Array]:
     """Return the outputs of a job from those of its parts.
 
     Raises:
-        Internal: An output's leading axis is not the number of rows that went in.
+        Internal: An output's leading axis is not the number of rows that went in, or the others differ.
     """
-    joined = [np.concatenate(arrays) for arrays in zip(*parts, strict=True)]
+    try:
+        joined = [np.concatenate(arrays) for arrays in zip(*parts, strict=True)]
+    except ValueError as error:
+        raise Internal(f"the outputs of a request's parts do not fit together: {error}") from error
     _check_rows(dict(zip(job.wanted(), joined, strict=True)), job.rows)
     return joined
 

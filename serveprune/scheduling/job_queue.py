@@ -1,5 +1,6 @@
 from bisect import bisect_left, insort
 from dataclasses import dataclass, field
+from itertools import islice
 
 from serveprune.scheduling.batch_policy import BatchLimits, rows_for_batch, select_batch
 from serveprune.scheduling.fair_share import FairShare
@@ -32,13 +33,19 @@ class _Lane:
     def head(self) -> _Entry:
         return self.entries[0]
 
-    def ripe_at(self, full_rows: int) -> float:
-        """Return from when on its first batch may run: at once, unless the operator wants batches to fill."""
-        delay = self.executable.max_queue_delay_seconds
-        if not delay or self.rows >= full_rows:
+    def ripe_at(self) -> float:
+        """Return when the first batch has had its time to fill: at once if it is full.
+
+        It leaves when the one that came first has waited as long as it may, whoever is more urgent, and soon enough
+        for all to be in time.
+        """
+        executable, length = self.executable, max(job.length for _, _, job in self.entries)
+        if self.rows >= min(executable.max_batch_size, executable.latency.worthwhile_rows(length)):
             return 0.0
-        job = self.head[2]
-        return min(job.enqueued + delay, job.target - job.alone_seconds)
+        first = min(job.enqueued for _, _, job in self.entries)
+        wanted = min(job.target for _, _, job in self.entries)
+        seconds = executable.latency.safe_seconds(self.rows, length)
+        return min(first + executable.max_queue_delay_seconds, wanted - seconds)
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,25 +122,22 @@ class JobQueue:
         return self._rows_of.get(executable, 0)
 
     def seconds_ahead(self, model: str) -> float:
-        """Return the compute time that one more job of a model would have to wait for, all executors together.
+        """Return the compute time that one more job of a model would have to wait for, all executors together."""
+        return self._share.seconds_ahead(model, self._seconds)
 
-        Whatever waits for other models, a model gets its share: what is ahead is at most its own work as often as
-        there are models.
-        """
-        return min(sum(self._seconds.values()), self._seconds.get(model, 0.0) * len(self._seconds))
-
-    def take(self, *, now: float, running_rows: int, executors: int) -> Taken:
+    def take(self, *, now: float, running_rows: int, executors: int, waits_for_more: bool = True) -> Taken:
         """Remove and return what is to be run next, and what it is too late for.
 
         Args:
             now: On the clock of the jobs.
             running_rows: Being computed at the moment.
             executors: That there are in all.
+            waits_for_more: Whether batches are given the time to fill that their deployments ask for.
         """
         expired: list[Job] = []
         hopeless: list[Job] = []
         while self._entries:
-            lane, ripe_at = self._choose(now)
+            lane, ripe_at = self._choose(now, waits_for_more=waits_for_more)
             if lane is None:
                 return Taken([], expired, hopeless, 0.0, ripe_at)
             job = lane.head[2]
@@ -143,6 +147,9 @@ class JobQueue:
                 # Alone in the queue it costs nobody anything, and shows whether the forecast is right.
                 hopeless.append(job)
             else:
+                for late in self._companions_too_late(lane, now):
+                    (expired if now > late.deadline else hopeless).append(late)
+                    self.discard(late)
                 batch, seconds = self._take_from(lane, now, running_rows, executors)
                 return Taken(batch, expired, hopeless, seconds, now)
             self.discard(job)
@@ -155,14 +162,13 @@ class JobQueue:
             self.discard(job)
         return jobs
 
-    def _choose(self, now: float) -> tuple[_Lane | None, float]:
+    def _choose(self, now: float, *, waits_for_more: bool) -> tuple[_Lane | None, float]:
         """Return the lane to serve, or when one will be ripe."""
         ripe: dict[str, _Lane] = {}
         soonest = float("inf")
         for model, lanes in self._lanes.items():
             for lane in lanes.values():
-                ripe_at = lane.ripe_at(_full_rows(lane))
-                if ripe_at > now:
+                if waits_for_more and lane.executable.max_queue_delay_seconds and (ripe_at := lane.ripe_at()) > now:
                     soonest = min(soonest, ripe_at)
                 elif model not in ripe or lane.head < ripe[model].head:
                     ripe[model] = lane
@@ -171,6 +177,14 @@ class JobQueue:
         models = self._share.eligible(ripe) if len(ripe) > 1 else list(ripe)
         return min((ripe[model] for model in models), key=lambda lane: lane.head), now
 
+    def _companions_too_late(self, lane: _Lane, now: float) -> list[Job]:
+        """Return whom its batch would be computed for in vain."""
+        executable = lane.executable
+        if not executable.batchable or len(lane.entries) == 1:
+            return []
+        nearest = islice(lane.entries, 1, BatchLimits(executable.max_batch_size).candidates)
+        return [job for _, _, job in nearest if now + job.alone_seconds > job.deadline]
+
     def _take_from(self, lane: _Lane, now: float, running_rows: int, executors: int) -> tuple[list[Job], float]:
         executable, latency = lane.executable, lane.executable.latency
         head = lane.head[2]
@@ -178,23 +192,17 @@ class JobQueue:
         if executable.batchable and len(lane.entries) > 1:
             rows = rows_for_batch(
                 present_rows=self._rows + running_rows,
-                executors=executors,
+                # Batches that had time to fill are not divided again.
+                executors=1 if executable.max_queue_delay_seconds else executors,
                 quick_rows=latency.table.quick_rows(head.length, seconds=QUICK_SECONDS),
                 worthwhile_rows=latency.worthwhile_rows(head.length),
                 max_rows=executable.max_batch_size,
             )
             limits = BatchLimits(rows, executable.max_batch_elements)
-            nearest = lane.entries[: limits.candidates]
-            waiting = [job for _, _, job in nearest if now <= job.deadline]
-            batch = select_batch(waiting, limits=limits, seconds=latency.expected_seconds, now=now)
+            waiting = [job for _, _, job in lane.entries[: limits.candidates]]
+            batch = select_batch(waiting, limits=limits, seconds=latency.estimate(), now=now)
         for job in batch:
             self.discard(job)
         seconds = latency.expected_seconds(sum(job.rows for job in batch), max(job.length for job in batch))
         self._share.charge(head.executable.identity[0], seconds)
         return batch, seconds
-
-
-def _full_rows(lane: _Lane) -> int:
-    """Return from how many rows on it is no use to wait for more."""
-    executable = lane.executable
-    return min(executable.max_batch_size, executable.latency.worthwhile_rows(lane.head[2].length))

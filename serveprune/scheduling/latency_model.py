@@ -45,9 +45,15 @@ class LatencyModel:
         """Return what a batch will take, more or less."""
         return self._table.seconds(rows, length) * self.correction
 
+    def estimate(self) -> Callable[[int, int], float]:
+        """Return `expected_seconds` as of now, for many sizes at once."""
+        table, correction = self._table, self.correction
+        return lambda rows, length: table.seconds(rows, length) * correction
+
     def safe_seconds(self, rows: int, length: int) -> float:
         """Return what a batch will hardly exceed: two mean deviations more than expected."""
-        return self.expected_seconds(rows, length) * math.exp(2 * self._spread)
+        spread = _UNOBSERVED_SPREAD + (self._spread - _UNOBSERVED_SPREAD) * self._memory()
+        return self.expected_seconds(rows, length) * math.exp(2 * spread)
 
     def costs(self, rows: int, length: int) -> tuple[float, float]:
         """Return what rows will take by themselves, and what they add to batches that are as large as it pays."""
@@ -69,9 +75,11 @@ class LatencyModel:
                 self._table = LatencyTable({(rows, length): seconds})
                 return
             ratio = min(max(seconds / measured, 1 / _MOST_CORRECTION), _MOST_CORRECTION)
-            current = self._log_factor * self._memory()
+            memory = self._memory()
+            current = self._log_factor * memory
+            spread = _UNOBSERVED_SPREAD + (self._spread - _UNOBSERVED_SPREAD) * memory
             surprise = math.log(ratio) - current
-            self._spread += _WEIGHT * (abs(surprise) - self._spread)
+            self._spread = spread + _WEIGHT * (abs(surprise) - spread)
             self._log_factor = current + _WEIGHT * surprise
             self._observed_at = self._clock()
 

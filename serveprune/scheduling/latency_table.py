@@ -46,7 +46,7 @@ class LatencyTable:
         """
         by_length: dict[int, dict[int, float]] = {}
         for (rows, length), seconds in sorted(measured.items()):
-            by_length.setdefault(length, {})[rows] = seconds
+            by_length.setdefault(max(length, 1), {})[rows] = seconds
         self._lengths = tuple(by_length)
         self._curves = tuple(_curve(points) for points in by_length.values())
         self._worthwhile = tuple(map(_worthwhile_rows, self._curves))

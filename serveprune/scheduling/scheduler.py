@@ -34,16 +34,21 @@ class Drop(StrEnum):
 class _Executor:
     """What one executor thread is at; written by it, read by forecasts."""
 
-    __slots__ = ("free_at", "rows", "seconds")
+    __slots__ = ("free_at", "model", "rows", "seconds", "started")
 
     def __init__(self) -> None:
-        self.rows, self.seconds, self.free_at = 0, 0.0, 0.0
+        self.rows, self.seconds, self.started, self.free_at, self.model = 0, 0.0, 0.0, 0.0, ""
+
+    def take(self, batch: Sequence[Job], *, seconds: float, now: float) -> None:
+        self.rows, self.model = sum(job.rows for job in batch), batch[0].executable.identity[0]
+        self.seconds, self.started, self.free_at = seconds, now, now + seconds
 
     def busy_seconds(self, now: float) -> float:
         return max(self.free_at - now, _OVERRUN * self.seconds) if self.rows else 0.0
 
     def is_nearly_free(self, now: float) -> bool:
-        return bool(self.rows) and self.seconds < QUICK_SECONDS and abs(self.free_at - now) < QUICK_SECONDS
+        # Where nothing was measured, nothing says that it is quick.
+        return bool(self.rows) and 0.0 < self.seconds < QUICK_SECONDS and abs(self.free_at - now) < QUICK_SECONDS
 
 
 class Scheduler:
@@ -108,9 +113,14 @@ class Scheduler:
         with self._changed:
             if self._stopping:
                 raise _shutting_down()
+            abandoned = job.abandoned
+            if not abandoned:
+                for part in parts:
+                    self._waiting.append(part)
+                self._wake(now)
+        if abandoned:
             for part in parts:
-                self._waiting.append(part)
-            self._wake(now)
+                _end(part, _caller_left())
 
     def abandon(self, job: Job) -> None:
         """Give an answer up: compute is spared as far as it has not begun; ``done`` is told once that is certain."""
@@ -124,7 +134,7 @@ class Scheduler:
             if self._stopping:
                 self._changed.notify_all()
         if waited:
-            job.end(Cancelled("the caller left before the request was computed"))
+            _end(job, _caller_left())
 
     def forecast(self, executable: Executable, *, rows: int, length: int) -> Forecast:
         """See `Forecaster.forecast`."""
@@ -134,16 +144,18 @@ class Scheduler:
             busy = [executor.busy_seconds(now) for executor in self._executors]
             ahead = self._waiting.seconds_ahead(executable.identity[0])
             companions = self._waiting.rows_waiting(executable)
-        wait = seconds_until_free(busy, ahead)
         alone = latency.expected_seconds(rows, length)
         if not executable.batchable:
-            return Forecast(wait, latency.safe_seconds(rows, length), alone)
+            return Forecast(seconds_until_free(busy, ahead), latency.safe_seconds(rows, length), alone)
         largest = rows_per_part(executable, length)
         if rows > largest:
             rounds = math.ceil(rows / largest / len(busy))
+            wait = seconds_until_free(busy, ahead)
             return Forecast(wait, latency.safe_seconds(largest, length) * rounds, alone / len(busy))
         batch = max(rows, min(companions + rows, largest, latency.worthwhile_rows(length)))
-        return Forecast(wait, latency.safe_seconds(batch, length), alone)
+        # Those that would be in its batch are not ahead of it.
+        _, joined = latency.costs(batch - rows, length)
+        return Forecast(seconds_until_free(busy, max(ahead - joined, 0.0)), latency.safe_seconds(batch, length), alone)
 
     def stop(self, *, drain_seconds: float) -> bool:
         """Finish what was submitted, for so long at the most, then fail the rest; idempotent.
@@ -160,7 +172,7 @@ class Scheduler:
             abandoned = self._waiting.take_all()
             self._changed.notify_all()
         for job in abandoned:
-            job.end(_shutting_down())
+            _end(job, _shutting_down())
         for thread in self._threads:
             thread.join(max(0.0, deadline - self._clock()))
         with self._changed:
@@ -188,22 +200,22 @@ class Scheduler:
     def _execute(self, executor: _Executor) -> None:
         while (taken := self._take(executor)) is not None:
             self._drop(taken)
-            try:
-                self._run(taken.batch, expected_seconds=taken.seconds)
-            finally:
-                with self._changed:
-                    executor.rows = 0
-                    if self._stopping:
-                        # Only `stop` waits for this; idle executors wait for jobs.
-                        self._changed.notify_all()
+            if taken.batch:
+                self._run(taken.batch)
             # Nothing of the last batch may outlive its answers while the next one is awaited.
             del taken
 
     def _take(self, executor: _Executor) -> Taken | None:
         with self._changed:
+            self._free(executor)
             while True:
                 now = self._clock()
-                taken = self._waiting.take(now=now, running_rows=self._running_rows(), executors=len(self._executors))
+                taken = self._waiting.take(
+                    now=now,
+                    running_rows=self._running_rows(),
+                    executors=len(self._executors),
+                    waits_for_more=not self._stopping,
+                )
                 if taken.batch or taken.expired or taken.hopeless:
                     break
                 if self._stopping and not self._waiting:
@@ -213,11 +225,21 @@ class Scheduler:
                 self._idle -= 1
                 # Whoever is awake looks at what waits, so that nobody else need be on the way.
                 self._waking = False
-            executor.rows = sum(job.rows for job in taken.batch)
-            executor.seconds, executor.free_at = taken.seconds, now + taken.seconds
+            if taken.batch:
+                executor.take(taken.batch, seconds=taken.seconds, now=now)
             # What was left behind may be for another executor, or be ripe at a time that only this one knew.
             self._wake(now)
             return taken
+
+    def _free(self, executor: _Executor) -> None:
+        if not executor.rows:
+            return
+        spent = self._clock() - executor.started
+        self._share.correct(executor.model, spent - executor.seconds)
+        executor.rows = 0
+        if self._stopping:
+            # Only `stop` waits for this; idle executors wait for jobs.
+            self._changed.notify_all()
 
     def _wake(self, now: float) -> None:
         """Wake an executor if something waits that no other will take at once; it wakes the next one if need be.
@@ -234,49 +256,52 @@ class Scheduler:
     def _drop(self, taken: Taken) -> None:
         now = self._clock()
         for job in taken.expired:
-            self._on_drop(job.executable, Drop.EXPIRED)
-            job.end(DeadlineExceeded(f"the deadline passed {now - job.deadline:.3f} s before compute began"))
+            _tell(self._on_drop, job.executable, Drop.EXPIRED)
+            _end(job, DeadlineExceeded(f"the deadline passed {now - job.deadline:.3f} s before compute began"))
         for job in taken.hopeless:
-            self._on_drop(job.executable, Drop.HOPELESS)
+            _tell(self._on_drop, job.executable, Drop.HOPELESS)
             left_ms, needed_ms = (job.deadline - now) * 1000, job.alone_seconds * 1000
-            job.end(
+            _end(
+                job,
                 DeadlineExceeded(
                     f"the deadline, in {left_ms:.3g} ms, would pass during compute, which takes about "
                     f"{needed_ms:.3g} ms; allow more time, or ask for a faster tier"
-                )
+                ),
             )
 
-    def _run(self, jobs: Sequence[Job], *, expected_seconds: float | None = None) -> None:
-        if not jobs:
-            return
+    def _run(self, jobs: Sequence[Job]) -> None:
         executable = jobs[0].executable
         started = self._clock()
-        try:
-            answers = self._answers(jobs)
-        except Exception as error:  # an executor thread must outlive any one batch
-            if len(jobs) > 1:
-                # One request that the graph refuses must not fail those it happened to meet.
-                for job in jobs:
-                    self._run([job])
+        answers, error = self._answers(jobs)
+        if error is not None:
+            if len(jobs) == 1:
+                _end(jobs[0], error)
                 return
-            if not isinstance(error, ServePruneError):
-                _log.exception("a request failed")
-                error = Internal("internal error; see the server's log")
-            jobs[0].end(error.without_frames())
+            # One request that the graph refuses must not fail those it happened to meet.
+            for job in jobs:
+                if job.abandoned:
+                    _end(job, _caller_left())
+                else:
+                    self._run([job])
             return
         seconds = self._clock() - started
         rows = sum(job.rows for job in jobs)
         executable.latency.observe(rows, max(job.length for job in jobs), seconds)
-        if expected_seconds is not None:
-            with self._changed:
-                self._share.charge(executable.identity[0], seconds - expected_seconds)
-        self._on_batch(executable, rows)
+        _tell(self._on_batch, executable, rows)
         for job, answer in zip(jobs, answers, strict=True):
-            job.end(JobResult(answer, started - job.enqueued, seconds))
+            _end(job, JobResult(answer, started - job.enqueued, seconds))
 
-    def _answers(self, jobs: Sequence[Job]) -> list[list[Array]]:
-        feeds, outputs = collate(jobs)
-        return split(jobs, outputs, jobs[0].executable.run(feeds, outputs=outputs))
+    def _answers(self, jobs: Sequence[Job]) -> tuple[list[list[Array]], ServePruneError | None]:
+        """Return what each job gets, or why there is nothing."""
+        try:
+            feeds, outputs = collate(jobs)
+            return split(jobs, outputs, jobs[0].executable.run(feeds, outputs=outputs)), None
+        except ServePruneError as error:
+            return [], error.without_frames()
+        except Exception:  # an executor thread must outlive any one batch
+            if len(jobs) == 1:
+                _log.exception("a request failed")
+            return [], Internal("internal error; see the server's log")
 
 
 def rows_per_part(executable: Executable, length: int) -> int:
@@ -284,6 +309,22 @@ def rows_per_part(executable: Executable, length: int) -> int:
     if executable.max_batch_elements is None:
         return executable.max_batch_size
     return max(1, min(executable.max_batch_size, executable.max_batch_elements // max(length, 1)))
+
+
+def _end(job: Job, result: JobResult | ServePruneError) -> None:
+    _tell(job.end, result)
+
+
+def _tell(listener: Callable[..., None], *news: object) -> None:
+    """Tell others what happened; that they fail must not end an executor, nor keep the news from the next one."""
+    try:
+        listener(*news)
+    except Exception:
+        _log.exception("what a job's end was told to failed")
+
+
+def _caller_left() -> Cancelled:
+    return Cancelled("the caller left before the request was computed")
 
 
 def _shutting_down() -> Unavailable:

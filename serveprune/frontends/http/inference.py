@@ -104,7 +104,13 @@ class InferenceHandler:
         if headers.raw_media_type is not None:
             tensor = self._raw_input(body, route, media_type=headers.raw_media_type)
             request = InferenceRequest(
-                route.model, (tensor,), version=route.version, tier=headers.tier, deadline=deadline
+                route.model,
+                (tensor,),
+                version=route.version,
+                tier=headers.tier,
+                deadline=deadline,
+                max_latency_ms=headers.max_latency_ms,
+                min_quality=headers.min_quality,
             )
             return request, OutputFormat()
         return decode_request(
@@ -114,6 +120,8 @@ class InferenceHandler:
             version=route.version,
             tier=headers.tier,
             deadline=deadline,
+            max_latency_ms=headers.max_latency_ms,
+            min_quality=headers.min_quality,
         )
 
     def _raw_input(self, body: Body, route: HttpRoute, *, media_type: bytes) -> Tensor:
