@@ -9,6 +9,7 @@ import grpc
 from serveprune.config.server import Address, ServerConfig
 from serveprune.errors import Code, FailedPrecondition
 from serveprune.frontends.grpc import direct_calls
+from serveprune.frontends.grpc.absent_methods import AbsentMethods
 from serveprune.frontends.grpc.bounded_method import BoundedMethod
 from serveprune.frontends.grpc.direct_calls import DirectCalls
 from serveprune.frontends.grpc.health import HealthService, add_health
@@ -88,7 +89,7 @@ class GrpcFrontend:
         methods = UnaryMethods(self._receiving)
         server.add_registered_method_handlers(SERVICE, self._service.quick_handlers(methods, pool=quick))
         inference = self._inference(methods, workers=workers, quick=quick)
-        server.add_generic_rpc_handlers((inference,))
+        server.add_generic_rpc_handlers((inference, AbsentMethods(SERVICE, pool=quick)))
         add_health(server, self._health, methods=methods, pool=quick)
         add_reflection(server, pool=streaming, streams=self._streams)
         port = self._bind(server)
