@@ -19,6 +19,7 @@ from serveprune.artifacts.builder import (
     BuildResult,
 )
 from serveprune.artifacts.store import ArtifactStore, StoreEvent
+from serveprune.backends.mapped_graph import MappedOnnxRuntimeBackend
 from serveprune.backends.onnx_runtime import OnnxRuntimeBackend
 from serveprune.config.root import ServePruneConfig
 from serveprune.config.server import Address
@@ -97,7 +98,7 @@ class Server:
         }
         repository = VariantRepository(
             store,
-            OnnxRuntimeBackend(),
+            OnnxRuntimeBackend() if alone else MappedOnnxRuntimeBackend(store),
             threads=config.server.threads_per_executor,
             any_environment=not can_build(),
         )
