@@ -69,7 +69,7 @@ class MappedOnnxRuntimeBackend:
 
     def load(self, path: Path, *, threads: int = 1) -> OnnxRuntimeSession:
         """See `Backend.load`."""
-        if path.stat().st_size >= _SMALLEST_BYTES or not _is_whole(path):
+        if _may_pay(path):
             try:
                 form = self._form(path, threads=threads)
                 if form is not None:
@@ -81,10 +81,11 @@ class MappedOnnxRuntimeBackend:
     def _form(self, path: Path, *, threads: int) -> Path | None:
         """Return the folder of the form, made if need be; ``None`` if the graph can have none."""
         key, folder = path.parent.name, path.parent / self._form_name
-        with self._store.single_flight(f"{key}.{self._form_name}"):
-            record = _sound_record(folder)
-            if record is None:
-                record = self._make(path, key=key, threads=threads)
+        # At first without the lock, for which a store that may only be read has no room.
+        record = _sound_record(folder)
+        if record is None:
+            with self._store.single_flight(f"{key}.{self._form_name}"):
+                record = _sound_record(folder) or self._make(path, key=key, threads=threads)
         if record.problem is not None:
             _log.info("%s: loaded without shared weights: %s", key, record.problem)
             return None
@@ -103,9 +104,10 @@ class MappedOnnxRuntimeBackend:
         return record
 
 
-def _is_whole(path: Path) -> bool:
-    """Tell whether the weights are inside the graph's file."""
-    return not any(other.name.startswith(f"{path.name}.") for other in path.parent.iterdir())
+def _may_pay(path: Path) -> bool:
+    # What is compressed, or has its weights beside it, is larger than its file.
+    beside = any(other.name.startswith(f"{path.name}.") for other in path.parent.iterdir())
+    return beside or is_compressed(path) or path.stat().st_size >= _SMALLEST_BYTES
 
 
 def _write_form(path: Path, folder: Path, *, threads: int) -> str | None:

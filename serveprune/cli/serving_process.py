@@ -8,7 +8,6 @@ import socket
 import sys
 import threading
 import time
-from typing import Any
 
 from serveprune.cli.self_test import self_test
 from serveprune.cli.stopping import leave
@@ -23,17 +22,18 @@ from serveprune.supervision.messages import (
     BuildEnded,
     BuildProgressed,
     Channel,
+    CheckAsked,
+    Checked,
     Listening,
     NotStarted,
     Standing,
-    TestAsked,
-    Tested,
 )
 
 EXIT_NOT_STARTED = 2
 EXIT_ABANDONED = 3
 
 _POLL_SECONDS = 0.1
+_SETTLED_SECONDS = 2.0
 
 
 def main() -> int:
@@ -70,24 +70,28 @@ def _listen(server: Server, builder: AskingBuilder, channel: Channel) -> None:
         match message:
             case BuildProgressed() | BuildEnded():
                 builder.take(message)
-            case TestAsked():
+            case CheckAsked():
                 endpoints = Endpoints(message.http, message.grpc, message.metrics)
-                channel.send(Tested(problems=tuple(self_test(server, endpoints))))
+                channel.send(Checked(problems=tuple(self_test(server, endpoints))))
     # Nobody is left to restart this process, or to show its metrics. The kernel ends it as well, where it can.
     os._exit(EXIT_ABANDONED)
 
 
 def _report_until_stopped(server: Server, stop_signals: StopSignals, channel: Channel) -> None:
     """Tell the supervisor how the tiers stand, whenever that changes."""
-    told: Any = None
+    told: Standing | None = None
+    look_at = 0.0
     while not stop_signals.received:
-        standing = Standing(
-            models=tuple(server.controlplane.tiers(model.name) for model in server.registry.models()),
-            settled=server.controlplane.wait_settled(0),
-        )
-        if standing != told:
-            channel.send(standing)
-            told = standing
+        if time.monotonic() >= look_at:
+            standing = Standing(
+                models=tuple(server.controlplane.tiers(model.name) for model in server.registry.models()),
+                settled=server.controlplane.wait_settled(0),
+            )
+            if standing != told:
+                channel.send(standing)
+                told = standing
+            # Afterwards only figures change.
+            look_at = time.monotonic() + (_SETTLED_SECONDS if standing.settled else 0.0)
         time.sleep(_POLL_SECONDS)
 
 

@@ -1,6 +1,8 @@
 """Series of several processes as one: each keeps its values in files, and whoever is scraped adds them up."""
 
 import os
+import struct
+import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,6 +15,7 @@ from prometheus_client.multiprocess import MultiProcessCollector, mark_process_d
 from serveprune.observability.metrics import METRICS, Metric
 
 _FOLDER_VARIABLE = "PROMETHEUS_MULTIPROC_DIR"
+_NEW_FILE_SECONDS = 0.05
 
 
 @contextmanager
@@ -60,8 +63,7 @@ class MergedCollector:
 
     def collect(self) -> Iterable[Family]:
         """Yield the whole table in its order; what nobody has used yet is there without samples."""
-        collector = MultiProcessCollector(None, path=str(self._folder))  # type: ignore[no-untyped-call]
-        merged: dict[str, Any] = {family.name: family for family in collector.collect()}  # type: ignore[no-untyped-call]
+        merged = {family.name: family for family in self._merged()}
         for metric in METRICS:
             # The exposition format names a counter's family without its suffix.
             name = metric.name.removesuffix("_total")
@@ -71,3 +73,12 @@ class MergedCollector:
             elif name in merged:
                 family.samples = merged[name].samples
             yield family
+
+    def _merged(self) -> list[Family]:
+        collector: Any = MultiProcessCollector(None, path=str(self._folder))  # type: ignore[no-untyped-call]
+        try:
+            return list(collector.collect())
+        except struct.error:
+            # A process that starts has made a file and not yet put anything in it; the library takes that amiss.
+            time.sleep(_NEW_FILE_SECONDS)
+            return list(collector.collect())

@@ -78,25 +78,23 @@ class BuildEnded(_Message):
     result: BuildResult
 
 
-class TestAsked(_Message):
+class CheckAsked(_Message):
     """Supervisor to process: send real requests to every tier."""
 
-    __test__ = False  # pytest takes every class of such a name for one of tests
-
-    kind: Literal["test-asked"] = "test-asked"
+    kind: Literal["check-asked"] = "check-asked"
     http: ListenAddress
     grpc: ListenAddress
     metrics: ListenAddress
 
 
-class Tested(_Message):
+class Checked(_Message):
     """Process to supervisor: what was wrong."""
 
-    kind: Literal["tested"] = "tested"
+    kind: Literal["checked"] = "checked"
     problems: tuple[str, ...]
 
 
-Message = Begin | Listening | NotStarted | Standing | BuildAsked | BuildProgressed | BuildEnded | TestAsked | Tested
+Message = Begin | Listening | NotStarted | Standing | BuildAsked | BuildProgressed | BuildEnded | CheckAsked | Checked
 _MESSAGE: TypeAdapter[Message] = TypeAdapter(Annotated[Message, Field(discriminator="kind")])
 
 

@@ -30,12 +30,12 @@ from serveprune.supervision.messages import (
     BuildEnded,
     BuildProgressed,
     Channel,
+    CheckAsked,
+    Checked,
     Listening,
     Message,
     NotStarted,
     Standing,
-    TestAsked,
-    Tested,
 )
 from serveprune.supervision.reserved_port import ReservedPort, reserve_port
 from serveprune.supervision.restart_policy import RestartPolicy
@@ -97,7 +97,7 @@ class Supervisor:
         self._stopping = threading.Event()
         self._kill = threading.Event()
         self._failure: ServePruneError | None = None
-        self._tested: list[str] | None = None
+        self._checked: list[str] | None = None
         self._thread = threading.Thread(target=self._supervise, name="supervision", daemon=True)
         self._held = ExitStack()
         self._ports: dict[str, ReservedPort] = {}
@@ -166,16 +166,21 @@ class Supervisor:
         problems: list[str] = []
         for child in self._children():
             with self._changed:
-                self._tested = None
-                child.channel.send(TestAsked(http=endpoints.http, grpc=endpoints.grpc, metrics=endpoints.metrics))
-                self._changed.wait_for(lambda: self._tested is not None or self._failure is not None, _TEST_SECONDS)
-                answer = self._tested
+                self._checked = None
+                child.channel.send(CheckAsked(http=endpoints.http, grpc=endpoints.grpc, metrics=endpoints.metrics))
+                self._changed.wait_for(lambda: self._checked is not None or self._failure is not None, _TEST_SECONDS)
+                answer = self._checked
             problems += [f"process {child.name} did not finish its test"] if answer is None else answer
         return list(dict.fromkeys(problems))
 
     def _prepare(self) -> Endpoints:
         """Take the ports and all else that processes share."""
         server, held = self._config.server, self._held
+        if server.processes > server.executors:
+            _log.warning(
+                "server.processes (%d) is above server.executors (%d): each process computes with one all the same",
+                server.processes, server.executors,
+            )  # fmt: skip
         for name, address in (("http", server.http), ("grpc", server.grpc)):
             self._ports[name] = port = reserve_port(address, setting=f"server.{name}")
             held.callback(port.release)
@@ -276,8 +281,8 @@ class Supervisor:
                     child.listening = message
                 case Standing():
                     child.standing = message
-                case Tested():
-                    self._tested = list(message.problems)
+                case Checked():
+                    self._checked = list(message.problems)
                 case NotStarted():
                     self._failure = self._failure or _as_error(message)
             self._changed.notify_all()
