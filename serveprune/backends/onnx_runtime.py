@@ -35,6 +35,7 @@ class OnnxRuntimeSession:
 
     def __init__(self, session: ort.InferenceSession) -> None:
         self._session: ort.InferenceSession | None = session
+        self.computes_in_caller = session.get_session_options().intra_op_num_threads == 1
         self.inputs = tuple(_spec(value) for value in session.get_inputs())
         self.outputs = tuple(_spec(value) for value in session.get_outputs())
         self._output_names = [spec.name for spec in self.outputs]

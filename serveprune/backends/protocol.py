@@ -18,6 +18,11 @@ class Session(Protocol):
         """Graph outputs in graph order."""
         ...
 
+    @property
+    def computes_in_caller(self) -> bool:
+        """Whether a run is computed by the thread that asks for it, so that its processor time is the run's."""
+        ...
+
     def run(self, feeds: Mapping[str, Array], *, outputs: Sequence[str] = ()) -> list[Array]:
         """Compute the named outputs (all when none is named), in that order.
 

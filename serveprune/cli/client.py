@@ -18,6 +18,7 @@ from serveprune.oip.datatype import Datatype
 from serveprune.oip.tensor import Tensor
 
 _TIMEOUT_SECONDS = 120.0
+_PARAMETER_FIELDS = {bool: "bool_param", float: "double_param", str: "string_param"}
 _UNLIMITED_MESSAGES = (("grpc.max_receive_message_length", -1), ("grpc.max_send_message_length", -1))
 
 
@@ -135,8 +136,7 @@ class GrpcClient:
             raw_input_contents=[bytes(encode_binary(tensor.array, tensor.datatype)) for tensor in tensors],
         )
         for name, value in parameters.items():
-            field = "bool_param" if isinstance(value, bool) else "string_param"
-            setattr(request.parameters[name], field, value)
+            setattr(request.parameters[name], _PARAMETER_FIELDS[type(value)], value)
         try:
             answer = self._stub.ModelInfer(request, timeout=_TIMEOUT_SECONDS)
         except grpc.RpcError as error:

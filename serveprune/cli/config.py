@@ -58,11 +58,18 @@ def _models(config: ServePruneConfig) -> list[dict[str, Any]]:
             "name": name,
             "version": model.version,
             "source": next(iter(model.source.model_dump())),
-            "default_tier": config.deployment(name).default_tier,
+            **_deployment(config, name),
             "tiers": [{"tier": tier, **_profile(config, tier)} for tier in model.tiers],
         }
         for name, model in config.models.items()
     ]
+
+
+def _deployment(config: ServePruneConfig, model: str) -> dict[str, Any]:
+    deployment = config.deployment(model)
+    if deployment.policy == "fixed":
+        return {"policy": deployment.policy, "default_tier": deployment.default_tier}
+    return deployment.model_dump(mode="json", exclude={"default_tier"})
 
 
 def _profile(config: ServePruneConfig, tier: str) -> dict[str, Any]:
@@ -81,7 +88,7 @@ def _table(config: ServePruneConfig) -> Table:
         table.add_column(column, overflow="fold")
     for model in _models(config):
         for tier in model["tiers"]:
-            name = f"{tier['tier']} (default)" if tier["tier"] == model["default_tier"] else tier["tier"]
+            name = f"{tier['tier']} (default)" if tier["tier"] == model.get("default_tier") else tier["tier"]
             passes = ", ".join(_call(step, options) for entry in tier["passes"] for step, options in entry.items())
             gate = ", ".join(f"{condition} {value:g}" for condition, value in tier["gate"].items())
             table.add_row(*map(escape, (model["name"], model["version"], model["source"], name, passes, gate)))

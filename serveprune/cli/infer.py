@@ -27,6 +27,12 @@ def infer(
         str | None, typer.Option(help="Name of the BYTES input. Default: text, or image_bytes.")
     ] = None,
     tier: Annotated[str | None, typer.Option(help="Ask for this tier.")] = None,
+    max_latency_ms: Annotated[
+        float | None, typer.Option(help="Ask for the best tier that answers within so many milliseconds.")
+    ] = None,
+    min_quality: Annotated[
+        float | None, typer.Option(help="Ask for a tier of at least this quality; dense has 1.")
+    ] = None,
     strict: Annotated[bool, typer.Option(help="Fail rather than be served by another tier.")] = False,
     url: Annotated[str, typer.Option(help="HTTP endpoint.")] = "http://127.0.0.1:8080",
     grpc: Annotated[str | None, typer.Option(help="gRPC address (host:port); used instead of HTTP.")] = None,
@@ -34,9 +40,13 @@ def infer(
 ) -> None:
     """Send one inference to a running server and show the answer."""
     inputs = _read_inputs(text or [], image or [], tensors, input_name)
-    parameters: dict[str, Any] = {"tier": tier} if tier else {}
-    if strict:
-        parameters["strict_tier"] = True
+    asked = {
+        "tier": tier or None,
+        "max_latency_ms": max_latency_ms,
+        "min_quality": min_quality,
+        "strict_tier": strict or None,
+    }
+    parameters: dict[str, Any] = {name: value for name, value in asked.items() if value is not None}
     client: Client = GrpcClient(grpc) if grpc else HttpClient(url)
     answer = client.infer(model, inputs, parameters=parameters)
     if as_json:

@@ -220,7 +220,25 @@ class ModelConfig(ConfigModel):
         description="Each is `dense`, which is always there and always first, or the name of a profile; from best to "
         "smallest: a tier that is not ready is stood in for by the nearest one listed before it.",
     )
-    max_batch_size: WholeNumber = Field(default=32, ge=1, le=65_536, description="Rows computed at once.")
+    max_batch_size: WholeNumber = Field(
+        default=32,
+        ge=1,
+        le=65_536,
+        description="Rows computed at once, at the most. How many pay is measured when a tier is loaded; batches are "
+        "never larger than that.",
+    )
+    max_batch_elements: PositiveWholeNumber | None = Field(
+        default=None,
+        description="Rows times the length of the longest, computed at once, at the most: tokens, padding included, "
+        "for texts; elements of the largest input for other models. Default: no bound but max_batch_size.",
+    )
+    max_queue_delay_ms: Number = Field(
+        default=0.0,
+        ge=0,
+        le=60_000,
+        description="A request may wait so long for others to fill its batch, even if an executor is free. Default: "
+        "a free executor takes at once what waits.",
+    )
 
     @field_validator("tiers")
     @classmethod

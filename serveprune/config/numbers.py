@@ -25,5 +25,6 @@ PositiveWholeNumber = Annotated[int, Field(ge=1), BeforeValidator(_whole_number)
 WholeNumberFromZero = Annotated[int, Field(ge=0), BeforeValidator(_whole_number)]
 PositiveNumber = Annotated[float, Field(gt=0), BeforeValidator(_number)]
 NumberAboveOne = Annotated[float, Field(gt=1), BeforeValidator(_number)]
+PositiveShare = Annotated[float, Field(gt=0, le=1), BeforeValidator(_number)]
 Fraction = Annotated[float, Field(gt=0, lt=1), BeforeValidator(_number)]
 NumberFromZero = Annotated[float, Field(ge=0), BeforeValidator(_number)]

@@ -115,7 +115,7 @@ class ServerConfig(ConfigModel):
         ge=1,
         le=64,
         description="Serving processes that share the ports. Each has an equal part of executors, grpc_workers, "
-        "max_queued_requests and max_buffered_bytes, at least one.",
+        "max_connections and what may be buffered and queued, at least one.",
     )
     executors: WholeNumber = Field(
         default_factory=lambda: os.cpu_count() or 1,
@@ -138,6 +138,16 @@ class ServerConfig(ConfigModel):
         description="HTTP bodies held at once while they are received, all connections together; never less than one "
         "of max_request_bytes.",
     )
+    max_connections: WholeNumber = Field(
+        default=4096,
+        ge=1,
+        le=1_000_000,
+        description="Client connections that are open at once, of HTTP and of gRPC each; more are turned away.",
+    )
+    max_header_bytes: Annotated[Size, Field(ge=1024, le=2**24)] = Field(
+        default=ByteSize(64 * 2**10),
+        description="Headers of an HTTP request, or metadata of a gRPC call; of a URL as much again.",
+    )
     max_request_rows: WholeNumber = Field(
         default=4096,
         ge=1,
@@ -147,6 +157,9 @@ class ServerConfig(ConfigModel):
     )
     max_queued_requests: WholeNumber = Field(
         default=1024, ge=1, le=1_000_000, description="Requests that may wait or run, all models together."
+    )
+    max_queued_bytes: Size = Field(
+        default=ByteSize(2**30), description="Inputs of the requests that wait or run, all models together."
     )
     request_timeout_seconds: Number = Field(
         default=60.0, gt=0, le=86_400, description="A request not answered by then fails."

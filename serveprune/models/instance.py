@@ -1,18 +1,41 @@
 import logging
 import threading
 from collections.abc import Callable, Mapping, Sequence
-
-import numpy as np
+from dataclasses import dataclass
 
 from serveprune.backends.protocol import Session
-from serveprune.errors import InvalidArgument, ServePruneError, Unavailable
-from serveprune.oip.datatype import Datatype
-from serveprune.oip.tensor import DYNAMIC, Array, TensorSpec
+from serveprune.errors import ServePruneError, Unavailable
+from serveprune.models.warm_up import (
+    example,
+    find_padding,
+    fixed_length,
+    has_dynamic_rows,
+    rows_are_apart,
+    time_batches,
+)
+from serveprune.oip.tensor import Array
+from serveprune.scheduling.latency_model import LatencyModel
+from serveprune.scheduling.latency_table import LatencyTable
+from serveprune.scheduling.padding import Padding
 
 _log = logging.getLogger(__name__)
 
-_WARM_SEQUENCE = 8
-_ROW_TOLERANCE = 1e-3
+_TIMING_BUDGET_SECONDS = 0.5
+
+
+@dataclass(frozen=True, slots=True)
+class BatchSettings:
+    """What the operator says about a variant's batches.
+
+    Attributes:
+        max_rows: Computed at once, at the most.
+        max_elements: Rows times the longest of them, padding included; ``None`` for no bound.
+        max_queue_delay_seconds: A request may wait so long for others to fill its batch.
+    """
+
+    max_rows: int
+    max_elements: int | None = None
+    max_queue_delay_seconds: float = 0.0
 
 
 class Instance:
@@ -21,7 +44,9 @@ class Instance:
     Attributes:
         batchable: Rows of different requests may share a run: every input and output has a dynamic leading
             axis, and the graph treats rows apart. Decided by `warm`.
-        max_batch_size: Rows computed at once.
+        fixed_length: See `Executable.fixed_length`.
+        padding: How rows of different length may share one; ``None`` where they cannot. Decided by `warm`.
+        latency: What batches take, timed by `warm`.
     """
 
     def __init__(
@@ -29,7 +54,7 @@ class Instance:
         session: Session,
         *,
         identity: tuple[str, str, str],
-        max_batch_size: int,
+        batches: BatchSettings,
         dense: "Instance | None" = None,
         on_close: Callable[[], None] = lambda: None,
     ) -> None:
@@ -38,7 +63,7 @@ class Instance:
         Args:
             session: Closed when the last user of the retired instance is done.
             identity: Model, version and tier.
-            max_batch_size: Rows computed at once.
+            batches: How they may be formed.
             dense: The dense variant of the same model, for a compressed tier. Whether rows are apart is judged
                 on the dense graph only: int8 with a dynamic scale moves a little with its neighbours.
             on_close: Called once, after the session was closed.
@@ -50,8 +75,13 @@ class Instance:
         self._retired = False
         self._lock = threading.Lock()
         self.identity = identity
-        self.max_batch_size = max_batch_size
+        self.max_batch_size = batches.max_rows
+        self.max_batch_elements = batches.max_elements
+        self.max_queue_delay_seconds = batches.max_queue_delay_seconds
+        self.fixed_length = fixed_length(session.inputs)
         self.batchable = False
+        self.padding: Padding | None = None
+        self.latency = LatencyModel(LatencyTable({}))
         self.inputs = session.inputs
         self.outputs = session.outputs
         self.output_names = tuple(spec.name for spec in session.outputs)
@@ -99,59 +129,32 @@ class Instance:
         Raises:
             InvalidArgument: An input takes strings.
         """
-        return _example(self.inputs, range(rows))
+        return example(self.inputs, range(rows))
 
     def warm(self) -> None:
-        """Run the graph on two made-up rows, apart and together, and learn whether rows may be batched.
+        """Run the graph on made-up rows; learn whether rows may be batched, how they are padded, and what they take.
 
         A graph that refuses made-up inputs is served all the same, one request at a time.
         """
         try:
-            first, second, both = (self._session.run(_example(self.inputs, rows)) for rows in ((0,), (1,), (0, 1)))
+            apart = rows_are_apart(self._session)
         except ServePruneError as error:
             _log.info("warm-up with made-up inputs was refused, so requests are not batched: %s", error.message)
             return
-        dynamic = all(spec.shape and spec.shape[0] == DYNAMIC for spec in (*self.inputs, *self.outputs))
-        apart = all(map(_are_apart, first, second, both)) if self._dense is None else self._dense.batchable
+        if self._dense is not None:
+            apart, self.padding = self._dense.batchable, self._dense.padding
+        dynamic = has_dynamic_rows(self._session)
         self.batchable = dynamic and apart
         if dynamic and not apart:
             model, _, tier = self.identity
             _log.info("%s %s: a row's answer depends on its neighbours, so requests are not batched", model, tier)
-
-
-def _example(specs: Sequence[TensorSpec], rows: Sequence[int]) -> dict[str, Array]:
-    """Make inputs of which each row depends on its number alone, and differs from all others."""
-    feeds: dict[str, Array] = {}
-    for spec in specs:
-        if spec.datatype is Datatype.BYTES:
-            raise InvalidArgument(f"input {spec.name} takes strings, for which no example can be made up")
-        sizes = [_WARM_SEQUENCE if size == DYNAMIC else size for size in spec.shape]
-        if spec.shape and spec.shape[0] == DYNAMIC:
-            values = np.stack([_example_row(sizes[1:], row, spec.datatype) for row in rows])
-        else:
-            values = _example_row(sizes, 0, spec.datatype)
-        feeds[spec.name] = values.astype(spec.datatype.dtype)
-    return feeds
-
-
-def _example_row(sizes: Sequence[int], row: int, datatype: Datatype) -> Array:
-    random = np.random.default_rng(row)
-    if datatype.dtype.kind == "f":
-        return random.uniform(-1.0, 1.0, sizes)
-    # Zeros and ones are valid token ids, mask entries and flags alike.
-    values = np.ones(sizes, dtype=np.int64) if row == 0 else random.integers(0, 2, sizes)
-    if row and values.size:
-        # A one, for a mask of zeros alone makes many a graph divide by zero; and a zero, unlike in row 0.
-        values.flat[0], values.flat[-1] = 1, 0
-    return values
-
-
-def _are_apart(first: Array, second: Array, both: Array) -> bool:
-    """Tell whether two rows got the same answers together as each did alone."""
-    if first.ndim == 0 or second.ndim == 0 or both.ndim == 0 or (len(first), len(second), len(both)) != (1, 1, 2):
-        return False
-    alone = np.concatenate([first, second])
-    if alone.dtype.kind != "f":
-        return bool(np.array_equal(alone, both))
-    scale = float(np.max(np.abs(alone), initial=0.0)) or 1.0
-    return bool(np.max(np.abs(alone - both), initial=0.0) <= _ROW_TOLERANCE * scale)
+        if self.batchable and self._dense is None:
+            self.padding = find_padding(self._session)
+        table = time_batches(
+            self._session,
+            padding=self.padding,
+            max_rows=self.max_batch_size if self.batchable else 1,
+            max_elements=self.max_batch_elements,
+            budget_seconds=_TIMING_BUDGET_SECONDS,
+        )
+        self.latency = LatencyModel(table)

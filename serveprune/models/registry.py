@@ -6,6 +6,7 @@ from typing import Any
 
 from serveprune.config.model import DENSE, ModelConfig
 from serveprune.errors import NotFound
+from serveprune.models.instance import Instance
 from serveprune.models.variant import Variant
 from serveprune.preprocessing.protocol import Preprocessor
 
@@ -62,6 +63,11 @@ class Model:
             variant = replace(self._variants[tier], **changes)
             self._variants = MappingProxyType({**self._variants, tier: variant})
         return variant
+
+    @property
+    def any_instance(self) -> Instance | None:
+        """A loaded variant, whichever; all take and give the same."""
+        return next((variant.instance for variant in self._variants.values() if variant.instance is not None), None)
 
     @property
     def is_settled(self) -> bool:

@@ -5,7 +5,7 @@ from serveprune.artifacts.store import Artifact, ArtifactStore
 from serveprune.backends.protocol import Backend
 from serveprune.config.model import ModelConfig
 from serveprune.config.profile import ProfileConfig
-from serveprune.models.instance import Instance
+from serveprune.models.instance import BatchSettings, Instance
 from serveprune.preprocessing.loading import load_preprocessor
 from serveprune.preprocessing.protocol import Preprocessor
 
@@ -38,7 +38,7 @@ class VariantRepository:
         return self._store.find_tier(recipe, any_environment=self._any_environment)
 
     def load(
-        self, artifact: Artifact, *, identity: tuple[str, str, str], max_batch_size: int, dense: Instance | None
+        self, artifact: Artifact, *, identity: tuple[str, str, str], batches: BatchSettings, dense: Instance | None
     ) -> Instance:
         """Load an artifact and run it once, so that the first request finds it warm.
 
@@ -54,9 +54,7 @@ class VariantRepository:
         except BaseException:
             lease.release()
             raise
-        instance = Instance(
-            session, identity=identity, max_batch_size=max_batch_size, dense=dense, on_close=lease.release
-        )
+        instance = Instance(session, identity=identity, batches=batches, dense=dense, on_close=lease.release)
         try:
             instance.warm()
         except BaseException:

@@ -3,6 +3,7 @@ from enum import StrEnum
 
 from serveprune.artifacts.builder import BuildProgress
 from serveprune.artifacts.store import Artifact
+from serveprune.config.model import DENSE
 from serveprune.models.instance import Instance
 
 
@@ -39,3 +40,21 @@ class Variant:
     progress: BuildProgress | None = None
     built_here: bool = True
     log: str | None = None
+
+    @property
+    def quality(self) -> float | None:
+        """How far the tier's answers are those of dense, by its headline metric; ``None`` while that is not known.
+
+        The headline metric is an agreement metric (top-1 agreement, cosine), so 1 is the quality of dense. It was
+        measured at build on the evaluation set, and compares tiers of one model, never two models.
+        """
+        if self.tier == DENSE:
+            return 1.0
+        measurements = self.artifact.manifest.measurements if self.artifact else None
+        return measurements.headline_quality if measurements else None
+
+    @property
+    def quality_metric(self) -> str | None:
+        """Name of the metric that `quality` is by; ``None`` for dense, and while that is not known."""
+        measurements = self.artifact.manifest.measurements if self.artifact else None
+        return measurements.metric if measurements else None

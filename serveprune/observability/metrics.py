@@ -69,6 +69,13 @@ COMPUTE_SECONDS = Metric(
     "serveprune_request_compute_seconds", "histogram", "Time the batch that held the request was computed."
 )
 BATCH_ROWS = Metric("serveprune_batch_rows", "histogram", "Rows per computed batch.", buckets=_BATCH_ROWS)
+DROPPED = Metric(
+    "serveprune_dropped_requests_total",
+    "counter",
+    "Requests, or parts of large ones, that were not computed because their deadline had passed (expired), or would "
+    "have passed during compute while others waited (hopeless).",
+    (*_VARIANT, "reason"),
+)
 IN_FLIGHT = Metric(
     "serveprune_requests_in_flight",
     "gauge",
@@ -77,14 +84,29 @@ IN_FLIGHT = Metric(
     merge="sum",
 )
 REQUESTED_TIER = Metric(
-    "serveprune_requested_tier_total", "counter", "Requests by the tier they asked for, or the default tier."
+    "serveprune_requested_tier_total",
+    "counter",
+    "Requests by the tier they asked for, or the default tier, or the best tier that might have been chosen.",
 )
 SERVED_TIER = Metric(
     "serveprune_served_tier_total",
     "counter",
-    "Requests by the tier they were routed to and why: requested, default, or a fallback because the wanted tier "
-    "was building, refused or failed.",
+    "Requests by the tier they were routed to and why: requested, default, objective, adaptive (the best tier that "
+    "can be in time), adaptive_load (a smaller one because of the load), or a fallback because the wanted tier was "
+    "building, refused or failed.",
     (*_VARIANT, "reason"),
+)
+ADAPTIVE_CEILING = Metric(
+    "serveprune_adaptive_ceiling_rank",
+    "gauge",
+    "Best tier that an adaptive deployment serves now, as its position among the model's tiers; 0 is dense.",
+    ("model", "version"),
+)
+ADAPTIVE_STEPS = Metric(
+    "serveprune_adaptive_steps_total",
+    "counter",
+    "How often the best tier that an adaptive deployment serves changed, by direction: up (better), down (smaller).",
+    ("model", "version", "direction"),
 )
 TIER_READY = Metric(
     "serveprune_tier_ready",
@@ -108,6 +130,18 @@ TIER_BATCH_DEVIATION = Metric(
     "serveprune_tier_batch_deviation_ratio",
     "gauge",
     "How far a row's answer moved at worst when its neighbours in the batch changed, measured at build.",
+)
+TIER_BATCH_SECONDS = Metric(
+    "serveprune_tier_batch_seconds",
+    "gauge",
+    "What a batch of so many rows takes, timed when the tier was loaded; of sequences at the length nearest to 128.",
+    (*_VARIANT, "rows"),
+)
+TIER_LATENCY_CORRECTION = Metric(
+    "serveprune_tier_latency_correction_ratio",
+    "gauge",
+    "How much longer batches take than was timed when the tier was loaded, as observed lately; forecasts are "
+    "corrected by it.",
 )
 BUILDS = Metric(
     "serveprune_builds_total",

@@ -25,13 +25,18 @@ def checked_shape(shape: Sequence[object], *, name: str) -> tuple[int, ...]:
     """
     if len(shape) > _MAX_AXES:
         raise InvalidArgument(f"input {name!r}: expected a shape of at most {_MAX_AXES} axes, got {len(shape)}")
-    sizes = tuple([_checked_size(size, name=name) for size in shape])
-    # An empty axis makes the product zero, but numpy multiplies the others nevertheless.
-    if math.prod([size or 1 for size in sizes]) > _MAX_ELEMENTS:
+    sizes = tuple(shape)
+    elements = 1
+    for size in sizes:
+        if type(size) is not int or not 0 <= size <= _MAX_ELEMENTS:
+            return checked_shape([_checked_size(size, name=name) for size in shape], name=name)
+        # An empty axis makes the product zero, but numpy multiplies the others nevertheless.
+        elements *= size or 1
+    if elements > _MAX_ELEMENTS:
         raise InvalidArgument(
-            f"input {name!r}: expected a shape of at most {_MAX_ELEMENTS} elements, got {_shown(sizes)}"
+            f"input {name!r}: expected a shape of at most {_MAX_ELEMENTS} elements, got {list(sizes)}"
         )
-    return sizes
+    return sizes  # type: ignore[return-value]
 
 
 def decode_binary(buffer: memoryview, *, name: str, datatype: Datatype, shape: Sequence[int]) -> Tensor:

@@ -24,6 +24,9 @@ class Datatype(StrEnum):
     BF16 = "BF16"
     BYTES = "BYTES"
 
+    dtype: np.dtype
+    """Little-endian numpy dtype; BF16 is held as its uint16 bit pattern, BYTES as objects."""
+
     @classmethod
     def parse(cls, name: object) -> "Datatype":
         """Return the datatype of that name.
@@ -31,10 +34,10 @@ class Datatype(StrEnum):
         Raises:
             InvalidArgument: The protocol has no such datatype.
         """
-        try:
-            return cls(name)  # type: ignore[arg-type]
-        except ValueError:
-            raise InvalidArgument(f"datatype: expected one of {', '.join(cls)}, got {name!r}") from None
+        found = _OF_NAME.get(name) if isinstance(name, str) else None
+        if found is None:
+            raise InvalidArgument(f"datatype: expected one of {', '.join(cls)}, got {name!r}")
+        return found
 
     @classmethod
     def of(cls, dtype: DTypeLike) -> "Datatype":
@@ -45,11 +48,6 @@ class Datatype(StrEnum):
                 return cls.BYTES
             raise InvalidArgument(f"the protocol has no datatype for numpy's {np.dtype(dtype)}")
         return found
-
-    @property
-    def dtype(self) -> np.dtype:
-        """Little-endian numpy dtype; BF16 is held as its uint16 bit pattern, BYTES as objects."""
-        return _DTYPES[self]
 
 
 _DTYPES: dict[Datatype, np.dtype] = {
@@ -69,3 +67,7 @@ _DTYPES: dict[Datatype, np.dtype] = {
     Datatype.BYTES: np.dtype("O"),
 }
 _OF_DTYPE = {dtype: datatype for datatype, dtype in _DTYPES.items() if datatype not in (Datatype.BF16, Datatype.BYTES)}
+_OF_NAME = {str(datatype): datatype for datatype in Datatype}
+
+for _datatype, _dtype in _DTYPES.items():
+    _datatype.dtype = _dtype

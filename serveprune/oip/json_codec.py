@@ -19,6 +19,9 @@ from serveprune.oip.tensor import Tensor
 
 Body = bytes | bytearray | memoryview
 
+_NO_PARAMETERS: Mapping[str, Parameter] = {}
+_NOTHING = memoryview(b"")
+
 
 def decode_request(
     body: Body,
@@ -28,12 +31,14 @@ def decode_request(
     version: str | None = None,
     tier: str | None = None,
     deadline: float | None = None,
+    max_latency_ms: str | None = None,
+    min_quality: str | None = None,
 ) -> tuple[InferenceRequest, OutputFormat]:
     """Decode an inference request. Arrays of binary inputs share the memory of ``body`` where they can.
 
     ``header_length`` counts the bytes of JSON before the binary tensor data; it is ``None`` when all of the
-    body is JSON. ``model``, ``version``, ``tier`` and ``deadline`` come from the transport and are handed
-    through. Keys the protocol does not know are ignored.
+    body is JSON. What follows it comes from the transport and is handed through. Keys the protocol does not know
+    are ignored.
 
     Raises:
         InvalidArgument: The body is no request.
@@ -44,7 +49,9 @@ def decode_request(
     parameters = decode_parameters(document.get("parameters"), where="parameters")
     inputs = _decode_inputs(document.get("inputs"), binary, carries_binary=header_length is not None)
     names, binary_by_name = _decode_outputs(document.get("outputs"))
-    binary_by_default = flag(parameters.get("binary_data_output", False), where="parameters.binary_data_output")
+    binary_by_default = "binary_data_output" in parameters and flag(
+        parameters["binary_data_output"], where="parameters.binary_data_output"
+    )
     request = InferenceRequest(
         model=model,
         inputs=inputs,
@@ -54,6 +61,8 @@ def decode_request(
         parameters=parameters,
         tier=tier,
         deadline=deadline,
+        max_latency_ms=max_latency_ms,
+        min_quality=min_quality,
     )
     return request, OutputFormat(binary_by_default, binary_by_name)
 
@@ -111,7 +120,7 @@ def parse_object(text: Body, *, where: str) -> dict[str, Any]:
 
 def _divide(body: Body, header_length: int | None) -> tuple[Body, memoryview]:
     if header_length is None:
-        return body, memoryview(b"")
+        return body, _NOTHING
     view = memoryview(body)
     if not 0 < header_length <= len(view):
         raise InvalidArgument(
@@ -148,8 +157,10 @@ def _decode_inputs(value: object, binary: memoryview, *, carries_binary: bool) -
     tensors, position = [], 0
     for name, entry in _entries(value, where="inputs"):
         where = f"input {name!r}"
-        parameters = decode_parameters(entry.get("parameters"), where=f"{where}: parameters")
-        _refuse_shared_memory(parameters, where=where)
+        parameters = _NO_PARAMETERS
+        if "parameters" in entry:
+            parameters = decode_parameters(entry["parameters"], where=f"{where}: parameters")
+            _refuse_shared_memory(parameters, where=where)
         datatype = _decode_datatype(entry.get("datatype"), where=where)
         shape = _decode_shape(entry.get("shape"), name=name)
         if "binary_data_size" not in parameters:

@@ -14,6 +14,7 @@ from serveprune.oip.tensor import Array, Tensor
 
 _WITHOUT_JSON = (Datatype.FP16, Datatype.BF16)
 _NUMBERS = {int, float}
+_SAFE = 1e38
 
 
 def decode_json_data(data: object, *, name: str, datatype: Datatype, shape: tuple[int, ...]) -> Tensor:
@@ -107,8 +108,12 @@ def _decode_truths(elements: list[Any], *, name: str) -> Array:
 
 def _decode_floats(elements: list[Any], *, name: str, datatype: Datatype) -> Array:
     _check_kinds(elements, _NUMBERS, name=name, datatype=datatype, expected="numbers")
+    wide: Array = np.fromiter(elements, dtype=np.float64, count=len(elements))
+    # Too small to overflow in either type; the parser lets no NaN through. Most tensors leave here.
+    if not elements or (np.maximum.reduce(wide) < _SAFE and np.minimum.reduce(wide) > -_SAFE):
+        return wide.astype(datatype.dtype, copy=False)
     with np.errstate(over="ignore"):
-        array: Array = np.array(elements, dtype=datatype.dtype)
+        array: Array = wide.astype(datatype.dtype)
     # The parser lets no infinity through, so one that is here has overflowed.
     if not np.isfinite(array).all():
         index = int(np.flatnonzero(~np.isfinite(array))[0])

@@ -20,6 +20,8 @@ class InferenceRequest:
         outputs: Names of the wanted outputs; empty for all.
         parameters: Request parameters as sent, ``tier`` and ``strict_tier`` among them.
         tier: Tier from the header or metadata ``x-compression-tier``.
+        max_latency_ms: Text of the header or metadata ``x-max-latency-ms``.
+        min_quality: Text of the header or metadata ``x-min-quality``.
         deadline: Moment on ``time.monotonic()`` after which the caller no longer waits.
     """
 
@@ -31,6 +33,8 @@ class InferenceRequest:
     parameters: Mapping[str, Parameter] = field(default_factory=dict)
     tier: str | None = None
     deadline: float | None = None
+    max_latency_ms: str | None = None
+    min_quality: str | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,7 +1,12 @@
+import contextlib
+import math
 from typing import Any
 
 from serveprune.errors import InvalidArgument
 from serveprune.oip.messages import Parameter
+
+_LONGEST_NUMBER = 40
+"""Characters; what is longer says nothing more to a float."""
 
 
 def decode_parameters(value: object, *, where: str) -> dict[str, Parameter]:
@@ -43,6 +48,22 @@ def byte_count(value: Any, *, where: str) -> int:
     if not whole or value < 0:
         raise InvalidArgument(f"{where}: expected a whole number of bytes, got {value!r}")
     return int(value)
+
+
+def finite_number(value: object, *, where: str) -> float:
+    """Return a number, which headers carry as text, and so do clients that know no other type.
+
+    Raises:
+        InvalidArgument: It is none, or not finite.
+    """
+    number = math.nan
+    if isinstance(value, int | float | str) and not isinstance(value, bool) and len(str(value)) <= _LONGEST_NUMBER:
+        # Python also reads 1_000, which is nobody's number but its own.
+        with contextlib.suppress(ValueError, OverflowError):
+            number = float("_" if isinstance(value, str) and "_" in value else value)
+    if not math.isfinite(number):
+        raise InvalidArgument(f"{where}: expected a finite number, got {str(value)[:_LONGEST_NUMBER]!r}")
+    return number
 
 
 def kind(value: object) -> str:

@@ -44,3 +44,9 @@ class Tensor:
     def shape(self) -> tuple[int, ...]:
         """Sizes of all axes."""
         return self.array.shape
+
+    @property
+    def size_bytes(self) -> int:
+        """Memory of the elements, those of BYTES included."""
+        size: int = self.array.nbytes
+        return size + sum(map(len, self.array.flat)) if self.datatype is Datatype.BYTES else size

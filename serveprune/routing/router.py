@@ -1,11 +1,22 @@
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
+from typing import Any
 
-from serveprune.errors import FailedPrecondition, Unavailable
+from serveprune.config.deployment import DeploymentConfig
+from serveprune.errors import FailedPrecondition, InvalidArgument, Unavailable
 from serveprune.models.instance import Instance
 from serveprune.models.registry import Model
 from serveprune.models.variant import Variant, VariantState
+from serveprune.observability.metrics import Metrics
+from serveprune.routing.adaptive_deployment import AdaptiveDeployment
+from serveprune.routing.adaptive_policy import Verdict
+from serveprune.routing.candidate import Candidate
+from serveprune.routing.objective import Objective
+from serveprune.routing.objective_choice import choose, milliseconds, refusal
 from serveprune.routing.tier_selection import TierChoice
+from serveprune.scheduling.forecast import Forecaster
 
 _RETRY_WHILE_BUILDING_SECONDS = 5.0
 
@@ -18,6 +29,9 @@ class RouteReason(StrEnum):
     BUILDING = "building"
     REFUSED = "refused"
     FAILED = "failed"
+    OBJECTIVE = "objective"
+    ADAPTIVE = "adaptive"
+    ADAPTIVE_LOAD = "adaptive_load"
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,9 +39,11 @@ class Route:
     """Where a request goes.
 
     Attributes:
-        wanted: The tier asked for, or the deployment's default.
+        wanted: The tier asked for, or the deployment's default, or the best tier that might have been chosen.
         tier: The tier that serves.
         explanation: `reason` in words, for the answer.
+        deadline_seconds: From the request's arrival until its answer is worthless, if it says so.
+        target_seconds: From the request's arrival until its answer should be there, if the deployment says so.
     """
 
     instance: Instance
@@ -35,10 +51,178 @@ class Route:
     tier: str
     reason: RouteReason
     explanation: str
+    deadline_seconds: float | None = None
+    target_seconds: float | None = None
+
+
+class Router:
+    """Decides which tier serves a request: the one asked for, one that meets its demands, or the deployment's.
+
+    Thread-safe. Forecasts are made only where they decide.
+    """
+
+    def __init__(
+        self,
+        models: Iterable[Model],
+        forecaster: Forecaster,
+        metrics: Metrics,
+        *,
+        deployments: Mapping[str, DeploymentConfig],
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._forecaster = forecaster
+        self._adaptive: dict[str, AdaptiveDeployment] = {}
+        for model in models:
+            deployment = deployments.get(model.name)
+            if deployment is not None and deployment.target_latency_ms is not None:
+                self._adaptive[model.name] = AdaptiveDeployment(
+                    model,
+                    metrics,
+                    target_seconds=deployment.target_latency_ms / 1e3,
+                    min_quality=deployment.min_quality,
+                    clock=clock,
+                )
+
+    def route(
+        self,
+        model: Model,
+        choice: TierChoice,
+        *,
+        objective: Objective | None,
+        rows: int,
+        length: int,
+        elapsed_seconds: float,
+    ) -> Route:
+        """Decide where a request goes.
+
+        Args:
+            model: Of the request.
+            choice: What it says about its tier.
+            objective: What it demands instead.
+            rows: Of the request.
+            length: Of its sequences, 1 where the model has none.
+            elapsed_seconds: Since it arrived.
+
+        Raises:
+            InvalidArgument: It names a tier and sets an objective, or demands what no tier can give.
+            ResourceExhausted: No tier would answer in time, because of what is queued.
+            DeadlineExceeded: The latency it demands had passed before.
+            NotFound: See `route`.
+            Unavailable: See `route`; or the tier that may meet the demands is still being built.
+            FailedPrecondition: See `route`.
+        """
+        adaptive = self._adaptive.get(model.name)
+        if objective is not None:
+            if choice.tier is not None:
+                raise InvalidArgument(
+                    f"the request asks for the tier {choice.tier!r} and sets max_latency_ms or min_quality; expected "
+                    "one or the other"
+                )
+            ready = self._ready(model, rows=rows, length=length)
+            return _for_objective(model, objective, ready, adaptive=adaptive, elapsed_seconds=elapsed_seconds)
+        if adaptive is None or choice.tier is not None:
+            return route(model, choice)
+        ready = self._ready(model, rows=rows, length=length, min_quality=adaptive.min_quality)
+        return _adaptively(model, adaptive, ready, elapsed_seconds=elapsed_seconds)
+
+    def adaptive_state(self, model: Model) -> dict[str, Any] | None:
+        """Return how a model's adaptive deployment stands, ready for JSON; ``None`` where it has none."""
+        adaptive = self._adaptive.get(model.name)
+        return adaptive.describe() if adaptive is not None else None
+
+    def _ready(
+        self, model: Model, *, rows: int, length: int, min_quality: float | None = None
+    ) -> list[tuple[Instance, Candidate]]:
+        """Return what is loaded and good enough, from best to smallest, each with its forecast."""
+        ready = []
+        for rank, variant in enumerate(model.variants.values()):
+            instance = variant.instance
+            if instance is not None and _reaches(variant.quality, min_quality):
+                forecast = self._forecaster.forecast(instance, rows=rows, length=length)
+                ready.append((instance, Candidate(variant.tier, rank, variant.quality, forecast)))
+        return ready
+
+
+def _reaches(quality: float | None, min_quality: float | None) -> bool:
+    return min_quality is None or (quality is not None and quality >= min_quality)
+
+
+def _instance_of(chosen: Candidate, ready: Sequence[tuple[Instance, Candidate]]) -> Instance:
+    return next(instance for instance, candidate in ready if candidate is chosen)
+
+
+def _for_objective(
+    model: Model,
+    objective: Objective,
+    ready: Sequence[tuple[Instance, Candidate]],
+    *,
+    adaptive: AdaptiveDeployment | None,
+    elapsed_seconds: float,
+) -> Route:
+    min_quality = objective.min_quality
+    if min_quality is None and adaptive is not None:
+        min_quality = adaptive.min_quality
+    candidates = [each for _, each in ready if _reaches(each.quality, min_quality)]
+    if not candidates:
+        # Dense has the highest quality that may be demanded, so it is not there yet, or not any more.
+        raise _not_served(model, model.dense)
+    chosen = choose(objective, candidates, elapsed_seconds=elapsed_seconds)
+    if chosen is None:
+        assert objective.max_latency_seconds is not None
+        raise refusal(
+            model.name,
+            objective.max_latency_seconds,
+            candidates,
+            ready=[each for _, each in ready],
+            building=[variant.tier for variant in model.variants.values() if not variant.state.is_settled],
+            elapsed_seconds=elapsed_seconds,
+        )
+    return Route(
+        _instance_of(chosen, ready),
+        wanted=candidates[0].tier if objective.max_latency_seconds is not None else chosen.tier,
+        tier=chosen.tier,
+        reason=RouteReason.OBJECTIVE,
+        explanation=f"{RouteReason.OBJECTIVE}: {_objective_in_words(objective, chosen, elapsed_seconds)}",
+        deadline_seconds=objective.max_latency_seconds,
+    )
+
+
+def _objective_in_words(objective: Objective, chosen: Candidate, elapsed_seconds: float) -> str:
+    said = f"{chosen.tier} is predicted to answer in {milliseconds(elapsed_seconds + chosen.forecast.finish_seconds)}"
+    if objective.max_latency_seconds is not None:
+        said += f" of {milliseconds(objective.max_latency_seconds)}"
+    if chosen.quality is not None:
+        said += f", with quality {chosen.quality:.4g}"
+        if objective.min_quality is not None:
+            said += f" of at least {objective.min_quality:g}"
+    return said
+
+
+def _adaptively(
+    model: Model,
+    adaptive: AdaptiveDeployment,
+    ready: Sequence[tuple[Instance, Candidate]],
+    *,
+    elapsed_seconds: float,
+) -> Route:
+    candidates = [candidate for _, candidate in ready]
+    if not candidates:
+        raise _not_served(model, model.dense)
+    decision = adaptive.decide(candidates, elapsed_seconds=elapsed_seconds)
+    chosen = decision.candidate
+    reason = RouteReason.ADAPTIVE_LOAD if decision.verdict is Verdict.LOAD else RouteReason.ADAPTIVE
+    return Route(
+        _instance_of(chosen, ready),
+        wanted=candidates[0].tier,
+        tier=chosen.tier,
+        reason=reason,
+        explanation=f"{reason}: {adaptive.explain(decision, candidates, elapsed_seconds=elapsed_seconds)}",
+        target_seconds=adaptive.target_seconds,
+    )
 
 
 def route(model: Model, choice: TierChoice) -> Route:
-    """Return the wanted tier if it is ready, else the nearest better one.
+    """Return the wanted tier if it is ready, else the nearest better one; never a forecast.
 
     Raises:
         NotFound: The model has no such tier.

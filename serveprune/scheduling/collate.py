@@ -1,4 +1,4 @@
-"""Join the tensors of several jobs into one batch and hand each its own rows back, or cut a large job into slices."""
+"""Join the tensors of several jobs into one batch and hand each its own rows back, or cut a large job into parts."""
 
 from collections.abc import Iterator, Mapping, Sequence
 
@@ -7,19 +7,30 @@ import numpy as np
 from serveprune.errors import Internal
 from serveprune.oip.tensor import Array
 from serveprune.scheduling.job import Job
+from serveprune.scheduling.padding import cut, stack
 
 
 def collate(jobs: Sequence[Job]) -> tuple[Mapping[str, Array], tuple[str, ...]]:
-    """Return the joined inputs, ``(sum of rows, ...)`` each, and the union of the wanted outputs."""
+    """Return the joined inputs, ``(sum of rows, ...)`` each, and the union of the wanted outputs.
+
+    Jobs of different length are padded to the longest.
+    """
     if len(jobs) == 1:
         return jobs[0].feeds, jobs[0].wanted()
-    feeds = {name: np.concatenate([job.feeds[name] for job in jobs]) for name in jobs[0].feeds}
+    padded = _padded_values(jobs)
+    longest = max(job.length for job in jobs)
+    feeds = {
+        name: stack([job.feeds[name] for job in jobs], length=longest, value=padded[name])
+        if name in padded
+        else stack([job.feeds[name] for job in jobs])
+        for name in jobs[0].feeds
+    }
     outputs = tuple(dict.fromkeys(name for job in jobs for name in job.wanted()))
     return feeds, outputs
 
 
 def split(jobs: Sequence[Job], outputs: Sequence[str], arrays: Sequence[Array]) -> list[list[Array]]:
-    """Return for each job its rows of the outputs it wants, in its order.
+    """Return for each job its rows of the outputs it wants, in its order, as long as its own inputs are.
 
     Raises:
         Internal: An output's leading axis is not the number of rows that went in.
@@ -27,13 +38,16 @@ def split(jobs: Sequence[Job], outputs: Sequence[str], arrays: Sequence[Array]) 
     by_name = dict(zip(outputs, arrays, strict=True))
     if len(jobs) == 1:
         return [[by_name[name] for name in jobs[0].wanted()]]
-    total = sum(job.rows for job in jobs)
-    _check_rows(by_name, total)
+    _check_rows(by_name, sum(job.rows for job in jobs))
+    padding = jobs[0].executable.padding
+    cut_back = padding.outputs if padding is not None and _padded_values(jobs) else ()
     answers, start = [], 0
     for job in jobs:
-        stop = start + job.rows
-        answers.append([by_name[name][start:stop] for name in job.wanted()])
-        start = stop
+        rows = slice(start, start + job.rows)
+        answers.append(
+            [cut(by_name[name][rows], job.length) if name in cut_back else by_name[name][rows] for name in job.wanted()]
+        )
+        start += job.rows
     return answers
 
 
@@ -44,14 +58,25 @@ def slices(job: Job, max_rows: int) -> Iterator[Mapping[str, Array]]:
 
 
 def join(job: Job, parts: Sequence[Sequence[Array]]) -> list[Array]:
-    """Return the outputs of a job from those of its slices.
+    """Return the outputs of a job from those of its parts.
 
     Raises:
-        Internal: An output's leading axis is not the number of rows that went in.
+        Internal: An output's leading axis is not the number of rows that went in, or the others differ.
     """
-    joined = [np.concatenate(arrays) for arrays in zip(*parts, strict=True)]
+    try:
+        joined = [np.concatenate(arrays) for arrays in zip(*parts, strict=True)]
+    except ValueError as error:
+        raise Internal(f"the outputs of a request's parts do not fit together: {error}") from error
     _check_rows(dict(zip(job.wanted(), joined, strict=True)), job.rows)
     return joined
+
+
+def _padded_values(jobs: Sequence[Job]) -> Mapping[str, int]:
+    """Return input -> what lengthens it, where the jobs' lengths differ."""
+    padding = jobs[0].executable.padding
+    if padding is None or all(job.length == jobs[0].length for job in jobs):
+        return {}
+    return padding.values
 
 
 def _check_rows(outputs: Mapping[str, Array], rows: int) -> None:

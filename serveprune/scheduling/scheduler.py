@@ -1,66 +1,161 @@
 import logging
+import math
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from enum import StrEnum
+from types import MappingProxyType
 
 from serveprune.errors import Cancelled, DeadlineExceeded, Internal, ServePruneError, Unavailable
 from serveprune.oip.tensor import Array
-from serveprune.scheduling.collate import collate, join, slices, split
+from serveprune.scheduling.backlog import seconds_until_free
+from serveprune.scheduling.collate import collate, slices, split
+from serveprune.scheduling.fair_share import FairShare
+from serveprune.scheduling.forecast import Forecast
+from serveprune.scheduling.gathering import Gathering
 from serveprune.scheduling.job import Executable, Job, JobResult
-from serveprune.scheduling.job_queue import JobQueue
+from serveprune.scheduling.job_queue import QUICK_SECONDS, JobQueue, Taken
+from serveprune.scheduling.urgency import due
 
 _log = logging.getLogger(__name__)
 
+_OVERRUN = 0.1
+"""A batch that takes longer than expected is taken to need this part of its time still."""
+
+
+class Drop(StrEnum):
+    """Why a job was not computed."""
+
+    EXPIRED = "expired"
+    HOPELESS = "hopeless"
+
+
+class _Executor:
+    """What one executor thread is at; written by it, read by forecasts."""
+
+    __slots__ = ("free_at", "model", "rows", "seconds", "started")
+
+    def __init__(self) -> None:
+        self.rows, self.seconds, self.started, self.free_at, self.model = 0, 0.0, 0.0, 0.0, ""
+
+    def take(self, batch: Sequence[Job], *, seconds: float, now: float) -> None:
+        self.rows, self.model = sum(job.rows for job in batch), batch[0].executable.identity[0]
+        self.seconds, self.started, self.free_at = seconds, now, now + seconds
+
+    def busy_seconds(self, now: float) -> float:
+        return max(self.free_at - now, _OVERRUN * self.seconds) if self.rows else 0.0
+
+    def is_nearly_free(self, now: float) -> bool:
+        # Where nothing was measured, nothing says that it is quick.
+        return bool(self.rows) and 0.0 < self.seconds < QUICK_SECONDS and abs(self.free_at - now) < QUICK_SECONDS
+
 
 class Scheduler:
-    """Runs jobs of all variants on a bounded set of executor threads.
+    """Runs jobs of all variants on a bounded set of executor threads. Thread-safe.
 
-    Work-conserving: a free executor takes at once what waits, as one batch where it fits; nothing waits for a
-    timer. A job larger than its variant's batch limit is computed slice by slice where rows are apart, so that
-    no request decides how much memory a run takes. Jobs whose caller is gone are forgotten at once, and those
-    whose deadline has passed are dropped before compute. The jobs of a batch that fails are run one by one, so
-    that each fails or succeeds for itself. Thread-safe.
+    Work-conserving: a free executor takes at once what waits, as one batch where it fits; nothing waits for a timer
+    unless its deployment asks for it. Which jobs is decided by `JobQueue`: by deadline, with ageing and priority,
+    each model getting its share. Jobs whose caller is gone are forgotten at once; those whose deadline has passed,
+    or would pass while they are computed, are dropped before compute. A job larger than its variant's batch limit
+    is computed in parts, which others may come between. The jobs of a batch that fails are run one by one, so that
+    each fails or succeeds for itself.
     """
 
     def __init__(
         self,
         *,
         executors: int,
+        shares: Mapping[str, float] = MappingProxyType({}),
         on_batch: Callable[[Executable, int], None] = lambda executable, rows: None,
+        on_drop: Callable[[Executable, Drop], None] = lambda executable, reason: None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         """Start the executors.
 
         Args:
             executors: Batches computed at the same time, at the most.
+            shares: Model -> its weight when models compete for executors; 1 where it is not named.
             on_batch: Called with the variant and the number of rows after each computed batch.
+            on_drop: Called with the variant and the reason when a job is dropped.
             clock: Monotonic seconds; deadlines of jobs are on it.
         """
         self._clock = clock
         self._on_batch = on_batch
-        self._waiting = JobQueue()
-        self._changed = threading.Condition()
-        self._running = 0
-        self._stopping = self._out_of_time = False
+        self._on_drop = on_drop
+        self._share = FairShare(shares)
+        self._waiting = JobQueue(self._share)
+        self._changed = threading.Condition(threading.Lock())
+        self._idle = 0
+        self._waking = False
+        self._stopping = False
+        self._executors = [_Executor() for _ in range(executors)]
         self._threads = [
-            threading.Thread(target=self._execute, name=f"executor-{index}", daemon=True) for index in range(executors)
+            threading.Thread(target=self._execute, args=(executor,), name=f"executor-{index}", daemon=True)
+            for index, executor in enumerate(self._executors)
         ]
         for thread in self._threads:
             thread.start()
 
     def submit(self, job: Job) -> None:
-        """Queue a job; its future is completed from an executor thread.
+        """Queue a job; its ``done`` is called from an executor thread, or from the one that abandons it.
 
         Raises:
             Unavailable: The scheduler is stopping.
         """
+        parts = self._parts(job)
+        now = self._clock()
+        for part in parts:
+            latency = part.executable.latency
+            part.enqueued = now
+            part.due = due(enqueued=now, target=part.target, priority=part.priority)
+            part.alone_seconds, part.cost_seconds = latency.costs(part.rows, part.length)
         with self._changed:
             if self._stopping:
                 raise _shutting_down()
-            job.enqueued = self._clock()
-            self._waiting.append(job)
-            self._changed.notify()
-        job.future.add_done_callback(lambda future: self._forget(job) if future.cancelled() else None)
+            abandoned = job.abandoned
+            if not abandoned:
+                for part in parts:
+                    self._waiting.append(part)
+                self._wake(now)
+        if abandoned:
+            for part in parts:
+                _end(part, _caller_left())
+
+    def abandon(self, job: Job) -> None:
+        """Give an answer up: compute is spared as far as it has not begun; ``done`` is told once that is certain."""
+        job.abandoned = True
+        if job.parts:
+            for part in job.parts:
+                self.abandon(part)
+            return
+        with self._changed:
+            waited = self._waiting.discard(job)
+            if self._stopping:
+                self._changed.notify_all()
+        if waited:
+            _end(job, _caller_left())
+
+    def forecast(self, executable: Executable, *, rows: int, length: int) -> Forecast:
+        """See `Forecaster.forecast`."""
+        latency = executable.latency
+        with self._changed:
+            now = self._clock()
+            busy = [executor.busy_seconds(now) for executor in self._executors]
+            ahead = self._waiting.seconds_ahead(executable.identity[0])
+            companions = self._waiting.rows_waiting(executable)
+        alone = latency.expected_seconds(rows, length)
+        if not executable.batchable:
+            return Forecast(seconds_until_free(busy, ahead), latency.safe_seconds(rows, length), alone)
+        largest = rows_per_part(executable, length)
+        if rows > largest:
+            rounds = math.ceil(rows / largest / len(busy))
+            wait = seconds_until_free(busy, ahead)
+            return Forecast(wait, latency.safe_seconds(largest, length) * rounds, alone / len(busy))
+        batch = max(rows, min(companions + rows, largest, latency.worthwhile_rows(length)))
+        # Those that would be in its batch are not ahead of it.
+        _, joined = latency.costs(batch - rows, length)
+        return Forecast(seconds_until_free(busy, max(ahead - joined, 0.0)), latency.safe_seconds(batch, length), alone)
 
     def stop(self, *, drain_seconds: float) -> bool:
         """Finish what was submitted, for so long at the most, then fail the rest; idempotent.
@@ -72,104 +167,164 @@ class Scheduler:
         with self._changed:
             self._stopping = True
             self._changed.notify_all()
-            while (self._waiting or self._running) and (left := deadline - self._clock()) > 0:
+            while (self._waiting or self._running_rows()) and (left := deadline - self._clock()) > 0:
                 self._changed.wait(left)
             abandoned = self._waiting.take_all()
-            self._out_of_time = True
             self._changed.notify_all()
         for job in abandoned:
-            if job.future.set_running_or_notify_cancel():
-                job.future.set_exception(_shutting_down())
+            _end(job, _shutting_down())
         for thread in self._threads:
             thread.join(max(0.0, deadline - self._clock()))
         with self._changed:
-            return not self._running
+            return not self._running_rows()
 
-    def _execute(self) -> None:
-        while (batch := self._take()) is not None:
-            try:
-                self._run([job for job in batch if self._still_wanted(job)])
-            finally:
-                with self._changed:
-                    self._running -= 1
-                    if self._stopping:
-                        # Only `stop` waits for this; idle executors wait for jobs.
-                        self._changed.notify_all()
-                for job in batch:
-                    job.feeds = {}
-                batch.clear()
-
-    def _take(self) -> list[Job] | None:
-        with self._changed:
-            while not self._waiting:
-                if self._stopping:
-                    return None
-                self._changed.wait()
-            self._running += 1
-            return self._waiting.take_batch()
-
-    def _forget(self, job: Job) -> None:
-        with self._changed:
-            self._waiting.discard(job)
-            if self._stopping:
-                self._changed.notify_all()
-        # The future keeps the job alive for as long as anybody holds it.
+    def _parts(self, job: Job) -> Sequence[Job]:
+        """Return what is queued for a job: itself, or its parts if it is larger than a batch may be."""
+        if not job.executable.batchable:
+            return (job,)
+        most = rows_per_part(job.executable, job.length)
+        if job.rows <= most:
+            return (job,)
+        cut = list(slices(job, most))
+        gathering = Gathering(job, parts=len(cut), on_failure=lambda: self.abandon(job))
+        job.parts = tuple(
+            replace(job, feeds=feeds, rows=len(next(iter(feeds.values()))), done=gathering.part(index))
+            for index, feeds in enumerate(cut)
+        )
         job.feeds = {}
+        return job.parts
 
-    def _still_wanted(self, job: Job) -> bool:
-        if not job.future.set_running_or_notify_cancel():
-            return False
-        late = self._clock() - job.deadline
-        if late > 0:
-            job.future.set_exception(DeadlineExceeded(f"the deadline passed {late:.3f} s before compute began"))
-        return late <= 0
+    def _running_rows(self) -> int:
+        return sum(executor.rows for executor in self._executors)
+
+    def _execute(self, executor: _Executor) -> None:
+        while (taken := self._take(executor)) is not None:
+            self._drop(taken)
+            if taken.batch:
+                self._run(taken.batch)
+            # Nothing of the last batch may outlive its answers while the next one is awaited.
+            del taken
+
+    def _take(self, executor: _Executor) -> Taken | None:
+        with self._changed:
+            self._free(executor)
+            while True:
+                now = self._clock()
+                taken = self._waiting.take(
+                    now=now,
+                    running_rows=self._running_rows(),
+                    executors=len(self._executors),
+                    waits_for_more=not self._stopping,
+                )
+                if taken.batch or taken.expired or taken.hopeless:
+                    break
+                if self._stopping and not self._waiting:
+                    return None
+                self._idle += 1
+                self._changed.wait(None if math.isinf(taken.ripe_at) else max(taken.ripe_at - now, 0.0))
+                self._idle -= 1
+                # Whoever is awake looks at what waits, so that nobody else need be on the way.
+                self._waking = False
+            if taken.batch:
+                executor.take(taken.batch, seconds=taken.seconds, now=now)
+            # What was left behind may be for another executor, or be ripe at a time that only this one knew.
+            self._wake(now)
+            return taken
+
+    def _free(self, executor: _Executor) -> None:
+        if not executor.rows:
+            return
+        spent = self._clock() - executor.started
+        self._share.correct(executor.model, spent - executor.seconds)
+        executor.rows = 0
+        if self._stopping:
+            # Only `stop` waits for this; idle executors wait for jobs.
+            self._changed.notify_all()
+
+    def _wake(self, now: float) -> None:
+        """Wake an executor if something waits that no other will take at once; it wakes the next one if need be.
+
+        To wake one costs about as much as a small graph takes, so one that is being woken already, or about to be
+        free, is left to take what waits.
+        """
+        if self._waking or not self._idle or not self._waiting:
+            return
+        if not any(executor.is_nearly_free(now) for executor in self._executors):
+            self._waking = True
+            self._changed.notify()
+
+    def _drop(self, taken: Taken) -> None:
+        now = self._clock()
+        for job in taken.expired:
+            _tell(self._on_drop, job.executable, Drop.EXPIRED)
+            _end(job, DeadlineExceeded(f"the deadline passed {now - job.deadline:.3f} s before compute began"))
+        for job in taken.hopeless:
+            _tell(self._on_drop, job.executable, Drop.HOPELESS)
+            left_ms, needed_ms = (job.deadline - now) * 1000, job.alone_seconds * 1000
+            _end(
+                job,
+                DeadlineExceeded(
+                    f"the deadline, in {left_ms:.3g} ms, would pass during compute, which takes about "
+                    f"{needed_ms:.3g} ms; allow more time, or ask for a faster tier"
+                ),
+            )
 
     def _run(self, jobs: Sequence[Job]) -> None:
-        if not jobs:
-            return
-        started = self._clock()
-        try:
-            answers = self._answers(jobs)
-        except Exception as error:  # an executor thread must outlive any one batch
-            if len(jobs) > 1:
-                # One request that the graph refuses must not fail those it happened to meet.
-                for job in jobs:
-                    self._run([job])
-                return
-            if not isinstance(error, ServePruneError):
-                _log.exception("a request failed")
-                error = Internal("internal error; see the server's log")
-            jobs[0].future.set_exception(error.without_frames())
-            return
-        finished = self._clock()
-        for job, answer in zip(jobs, answers, strict=True):
-            job.future.set_result(JobResult(answer, started - job.enqueued, finished - started))
-
-    def _answers(self, jobs: Sequence[Job]) -> list[list[Array]]:
         executable = jobs[0].executable
-        if executable.batchable and jobs[0].rows > executable.max_batch_size:
-            return [self._in_slices(jobs[0])]
-        feeds, outputs = collate(jobs)
-        arrays = executable.run(feeds, outputs=outputs)
-        self._on_batch(executable, sum(job.rows for job in jobs))
-        return split(jobs, outputs, arrays)
+        started = self._clock()
+        answers, error = self._answers(jobs)
+        if error is not None:
+            if len(jobs) == 1:
+                _end(jobs[0], error)
+                return
+            # One request that the graph refuses must not fail those it happened to meet.
+            for job in jobs:
+                if job.abandoned:
+                    _end(job, _caller_left())
+                else:
+                    self._run([job])
+            return
+        seconds = self._clock() - started
+        rows = sum(job.rows for job in jobs)
+        executable.latency.observe(rows, max(job.length for job in jobs), seconds)
+        _tell(self._on_batch, executable, rows)
+        for job, answer in zip(jobs, answers, strict=True):
+            _end(job, JobResult(answer, started - job.enqueued, seconds))
 
-    def _in_slices(self, job: Job) -> list[Array]:
-        """Compute a job piece by piece, which gives the same answer because its rows are apart."""
-        parts = []
-        for feeds in slices(job, job.executable.max_batch_size):
-            self._check_wanted(job)
-            parts.append(job.executable.run(feeds, outputs=job.wanted()))
-            self._on_batch(job.executable, len(next(iter(feeds.values()))))
-        return join(job, parts)
+    def _answers(self, jobs: Sequence[Job]) -> tuple[list[list[Array]], ServePruneError | None]:
+        """Return what each job gets, or why there is nothing."""
+        try:
+            feeds, outputs = collate(jobs)
+            return split(jobs, outputs, jobs[0].executable.run(feeds, outputs=outputs)), None
+        except ServePruneError as error:
+            return [], error.without_frames()
+        except Exception:  # an executor thread must outlive any one batch
+            if len(jobs) == 1:
+                _log.exception("a request failed")
+            return [], Internal("internal error; see the server's log")
 
-    def _check_wanted(self, job: Job) -> None:
-        if job.abandoned:
-            raise Cancelled("the caller left before all of the request was computed")
-        if self._clock() > job.deadline:
-            raise DeadlineExceeded("the deadline passed before all of the request was computed")
-        if self._out_of_time:
-            raise _shutting_down()
+
+def rows_per_part(executable: Executable, length: int) -> int:
+    """Return the rows of one request that are computed at once, at the most."""
+    if executable.max_batch_elements is None:
+        return executable.max_batch_size
+    return max(1, min(executable.max_batch_size, executable.max_batch_elements // max(length, 1)))
+
+
+def _end(job: Job, result: JobResult | ServePruneError) -> None:
+    _tell(job.end, result)
+
+
+def _tell(listener: Callable[..., None], *news: object) -> None:
+    """Tell others what happened; that they fail must not end an executor, nor keep the news from the next one."""
+    try:
+        listener(*news)
+    except Exception:
+        _log.exception("what a job's end was told to failed")
+
+
+def _caller_left() -> Cancelled:
+    return Cancelled("the caller left before the request was computed")
 
 
 def _shutting_down() -> Unavailable:

@@ -12,6 +12,7 @@ from serveprune.config.model import DENSE
 from serveprune.config.profile import ProfileConfig
 from serveprune.errors import Internal, NotFound, ServePruneError
 from serveprune.evaluation.gate import judge
+from serveprune.models.instance import BatchSettings
 from serveprune.models.registry import Model, Registry
 from serveprune.models.repository import VariantRepository
 from serveprune.models.variant import Variant, VariantState
@@ -39,12 +40,14 @@ class ControlPlane:
         reporter: VariantReporter,
         *,
         profiles: Mapping[str, ProfileConfig],
+        on_settled: Callable[[], None] = lambda: None,
     ) -> None:
         self._registry = registry
         self._repository = repository
         self._builder = builder
         self._reporter = reporter
         self._profiles = profiles
+        self._on_settled = on_settled
         self._environment = environment()
         self._stopped = threading.Event()
         self._settled = threading.Condition()
@@ -123,6 +126,7 @@ class ControlPlane:
             self._each_tier(model, self._find)
         for model in models:
             self._each_tier(model, self._build)
+        self._on_settled()
 
     def _each_tier(self, model: Model, step: Callable[[Model, str], None]) -> None:
         for tier in model.variants:
@@ -185,7 +189,11 @@ class ControlPlane:
         instance = self._repository.load(
             artifact,
             identity=(model.name, model.version, tier),
-            max_batch_size=model.config.max_batch_size,
+            batches=BatchSettings(
+                model.config.max_batch_size,
+                model.config.max_batch_elements,
+                model.config.max_queue_delay_ms / 1000,
+            ),
             dense=None if tier == DENSE else model.dense.instance,
         )
         if tier == DENSE:

@@ -5,7 +5,7 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, InvalidStateError, ThreadPoolExecutor, wait
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 from serveprune import __version__
 from serveprune.errors import Code, Internal, InvalidArgument, ServePruneError, Unavailable
@@ -16,7 +16,7 @@ from serveprune.observability.metrics import Metrics
 from serveprune.oip.messages import InferenceRequest, InferenceResponse, ModelMetadata, ServerMetadata
 from serveprune.oip.tensor import Tensor
 from serveprune.routing.router import Route, route
-from serveprune.routing.tier_selection import QUALIFIER, choose_tier, split_name
+from serveprune.routing.tier_selection import QUALIFIER, TierChoice, choose_tier, split_name
 from serveprune.scheduling.job import Job, JobResult
 from serveprune.scheduling.scheduler import Scheduler
 from serveprune.serving.admission import Admission
@@ -32,22 +32,29 @@ _TIMER_SLACK_SECONDS = 0.02
 """The timers of event loops ring a little early."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True, eq=False)
 class _Call:
     """One admitted request on its way through the server.
 
     Attributes:
-        request: Without its tensors, which are freed sooner than the answer is.
-        series: Of the variant that serves.
+        name: Of the model as it was asked for, with its qualifier if it had one; and the id of the request.
+        outputs: That are wanted; empty for all.
+        size_bytes: Of the inputs, which are freed sooner than the answer is, so that no reference to them is here.
+        route: Once it is chosen; and the series of the variant that serves.
         finished: Locked when the request has ended, for it ends once.
     """
 
-    request: InferenceRequest
+    name: str
+    id: str | None
+    outputs: tuple[str, ...]
     model: Model
-    route: Route
-    series: VariantSeries
+    choice: TierChoice
+    size_bytes: int
     started: float
     deadline: float
+    preprocessing_seconds: float | None = None
+    route: Route | None = None
+    series: VariantSeries | None = None
     answer: "Future[InferenceResponse]" = field(default_factory=Future)
     finished: threading.Lock = field(default_factory=threading.Lock)
 
@@ -80,6 +87,9 @@ class DataPlane:
             for model in registry.models()
             for tier in model.variants
         }
+        self._in_flight = {
+            model.name: metrics.gauge(series.IN_FLIGHT, model.name, model.version) for model in registry.models()
+        }
         self._rejected = {code: metrics.counter(series.REJECTED_REQUESTS, code) for code in Code}
 
     def submit(self, request: InferenceRequest) -> "Future[InferenceResponse]":
@@ -96,40 +106,36 @@ class DataPlane:
         if needs_preprocessing(request.inputs, call.model.preprocessor):
             self._start_preprocessing(call, request.inputs)
         else:
-            self._step(call, lambda: self._queue(call, request.inputs))
+            self._step(call, self._queue, request.inputs)
         return call.answer
 
     def _admit(self, request: InferenceRequest) -> _Call:
         started = self._clock()
         choice = choose_tier(request)
         model = self._registry.get(choice.model, version=request.version)
-        self._admission.enter()
-        try:
-            chosen = route(model, choice)
-            chosen.instance.acquire()
-        except BaseException:
-            self._admission.leave()
-            raise
-        moved = self._series[model.name, chosen.tier]
-        moved.in_flight.inc()
-        moved.served[chosen.reason].inc()
-        self._series[model.name, chosen.wanted].requested.inc()
-        deadline = min(request.deadline or float("inf"), started + self._timeout_seconds)
-        return _Call(replace(request, inputs=()), model, chosen, moved, started, deadline)
+        if choice.tier is not None:
+            model.variant(choice.tier)
+        size_bytes = sum(tensor.size_bytes for tensor in request.inputs)
+        self._admission.enter(model.name, size_bytes)
+        self._in_flight[model.name].inc()
+        deadline = started + self._timeout_seconds
+        if request.deadline is not None:
+            deadline = min(deadline, request.deadline)
+        return _Call(request.model, request.id, request.outputs, model, choice, size_bytes, started, deadline)
 
-    def _step(self, call: _Call, step: Callable[[], None]) -> None:
+    def _step(self, call: _Call, step: Callable[[_Call, Sequence[Tensor]], None], tensors: Sequence[Tensor]) -> None:
         """Take a step in a request's life; whatever goes wrong ends the request, which gives everything back."""
         try:
-            step()
+            step(call, tensors)
         except ServePruneError as error:
             self._finish(call, error=error)
         except Exception:  # whatever it is, the caller gets an answer and the log gets the trace
-            _log.exception("a request to %s %s failed", call.model.name, call.route.tier)
+            _log.exception("a request to %s failed", call.model.name)
             self._finish(call, error=Internal("internal error; see the server's log"))
 
     def _start_preprocessing(self, call: _Call, tensors: Sequence[Tensor]) -> None:
         try:
-            step = self._preprocessing.submit(self._step, call, lambda: self._preprocess_and_queue(call, tensors))
+            step = self._preprocessing.submit(self._step, call, self._preprocess_and_queue, tensors)
         except RuntimeError:  # the pool was shut down
             self._finish(call, error=_shutting_down())
             return
@@ -149,41 +155,64 @@ class DataPlane:
         assert preprocessor is not None
         started = self._clock()
         filled = preprocess(tensors, preprocessor, max_rows=self._max_rows)
-        call.series.preprocessing_seconds.observe(self._clock() - started)
+        call.preprocessing_seconds = self._clock() - started
         self._queue(call, filled)
 
     def _queue(self, call: _Call, tensors: Sequence[Tensor]) -> None:
-        preprocessor, instance = call.model.preprocessor, call.route.instance
+        chosen = self._choose(call)
+        preprocessor, instance = call.model.preprocessor, chosen.instance
         alternative = preprocessor.input if preprocessor else None
         feeds, rows = graph_feeds(tensors, instance.inputs, max_rows=self._max_rows, alternative=alternative)
-        _check_outputs(call.request.outputs, instance.output_names)
-        job = Job(instance, feeds, rows, call.deadline, call.request.outputs)
-        call.answer.add_done_callback(lambda answer: job.abandon() if answer.cancelled() else None)
-        job.future.add_done_callback(lambda future: self._step(call, lambda: self._computed(call, job, future)))
+        _check_outputs(call.outputs, instance.output_names)
+        job = Job(
+            instance,
+            feeds,
+            rows,
+            call.deadline,
+            done=lambda result: self._computed(call, job, result),
+            outputs=call.outputs,
+        )
         self._scheduler.submit(job)
+        call.answer.add_done_callback(lambda answer: self._scheduler.abandon(job) if answer.cancelled() else None)
 
-    def _computed(self, call: _Call, job: Job, future: "Future[JobResult]") -> None:
-        if future.cancelled():
-            self._finish(call)
+    def _choose(self, call: _Call) -> Route:
+        """Choose the tier that serves, and hold it."""
+        chosen = route(call.model, call.choice)
+        chosen.instance.acquire()
+        call.route = chosen
+        moved = call.series = self._series[call.model.name, chosen.tier]
+        moved.served[chosen.reason].inc()
+        self._series[call.model.name, chosen.wanted].requested.inc()
+        if call.preprocessing_seconds is not None:
+            moved.preprocessing_seconds.observe(call.preprocessing_seconds)
+        return chosen
+
+    def _computed(self, call: _Call, job: Job, result: JobResult | ServePruneError) -> None:
+        if not isinstance(result, JobResult):
+            self._finish(call, error=result)
             return
-        result = future.result()
+        assert call.series is not None
         call.series.queue_seconds.observe(result.queue_seconds)
         call.series.compute_seconds.observe(result.compute_seconds)
-        outputs = tuple(Tensor.of(name, array) for name, array in zip(job.wanted(), result.outputs, strict=True))
+        outputs = tuple([Tensor.of(name, array) for name, array in zip(job.wanted(), result.outputs, strict=True)])
         self._finish(call, outputs=outputs)
 
     def _finish(self, call: _Call, *, outputs: tuple[Tensor, ...] = (), error: ServePruneError | None = None) -> None:
         """End a request; only the first time counts, for its caller may leave while it fails."""
         if not call.finished.acquire(blocking=False):
             return
-        call.route.instance.release()
-        self._admission.leave()
-        call.series.in_flight.dec()
-        call.series.answered[self._code(call, error)].inc()
+        self._admission.leave(call.model.name, call.size_bytes)
+        self._in_flight[call.model.name].dec()
+        code = self._code(call, error)
+        if call.route is not None and call.series is not None:
+            call.route.instance.release()
+            call.series.answered[code].inc()
+            if error is None and not call.answer.cancelled():
+                call.series.request_seconds.observe(self._clock() - call.started)
+        elif isinstance(code, Code):
+            self.count_rejection(code)
         if call.answer.cancelled():
             return
-        if error is None:
-            call.series.request_seconds.observe(self._clock() - call.started)
         try:
             if error is not None:
                 call.answer.set_exception(error.without_frames())
@@ -266,13 +295,14 @@ def _shutting_down() -> Unavailable:
 
 
 def _response(call: _Call, outputs: tuple[Tensor, ...]) -> InferenceResponse:
+    assert call.route is not None
     return InferenceResponse(
-        model=call.request.model,
+        model=call.name,
         version=call.model.version,
         outputs=outputs,
         tier=call.route.tier,
         tier_reason=call.route.explanation,
-        id=call.request.id,
+        id=call.id,
     )
 
 

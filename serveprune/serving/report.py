@@ -3,10 +3,15 @@
 from typing import Any
 
 from serveprune.artifacts.builder import BuildOutcome, BuildResult
+from serveprune.models.instance import Instance
 from serveprune.models.registry import Model
 from serveprune.models.variant import Variant, VariantState
 from serveprune.observability import metrics as series
 from serveprune.observability.metrics import Metrics
+from serveprune.scheduling.scheduler import Drop
+
+_REPORTED_LENGTH = 128
+"""Of sequences: latencies are reported at the length nearest to it that was timed."""
 
 
 def describe(variant: Variant) -> dict[str, Any]:
@@ -25,6 +30,8 @@ def describe(variant: Variant) -> dict[str, Any]:
         "parameters": artifact.manifest.graph.parameters if artifact else None,
         "built_here": variant.built_here,
     }
+    if variant.instance is not None:
+        description["batches"] = _batches(variant.instance)
     measurements = artifact.manifest.measurements if artifact else None
     if measurements is None:
         return description
@@ -38,6 +45,22 @@ def describe(variant: Variant) -> dict[str, Any]:
         "speedup": latency.speedup,
         "latency_ms": {"dense": latency.dense_ms, "tier": latency.tier_ms},
         "latency_batch_size": latency.batch_size,
+    }
+
+
+def _batches(instance: Instance) -> dict[str, Any]:
+    """Return how a loaded variant forms batches and what they take, ready for JSON."""
+    latency = instance.latency
+    length = latency.table.length_near(_REPORTED_LENGTH)
+    return {
+        "batchable": instance.batchable,
+        "padded_inputs": sorted(instance.padding.values) if instance.padding else [],
+        "worthwhile_rows": latency.worthwhile_rows(length),
+        "length": length,
+        "expected_ms_by_rows": {
+            str(rows): latency.expected_seconds(rows, length) * 1000 for rows in latency.table.rows(length)
+        },
+        "correction": latency.correction,
     }
 
 
@@ -61,6 +84,13 @@ class VariantReporter:
         self._metrics.gauge(series.TIER_READY, *labels).set(variant.state is VariantState.READY)
         self._metrics.gauge(series.BUILD_PROGRESS, *labels).set(progress)
         self._create_at_zero(labels)
+        correction = variant.instance.latency.correction if variant.instance else 1.0
+        self._metrics.gauge(series.TIER_LATENCY_CORRECTION, *labels).set(correction)
+        if variant.instance is not None:
+            table = variant.instance.latency.table
+            length = table.length_near(_REPORTED_LENGTH)
+            for rows in table.rows(length):
+                self._metrics.gauge(series.TIER_BATCH_SECONDS, *labels, str(rows)).set(table.seconds(rows, length))
         if variant.artifact is None:
             return
         self._metrics.gauge(series.TIER_BYTES, *labels).set(variant.artifact.manifest.graph.bytes)
@@ -77,6 +107,8 @@ class VariantReporter:
         for outcome in BuildOutcome:
             self._metrics.counter(series.BUILDS, *labels, outcome)
         self._metrics.histogram(series.BUILD_SECONDS, *labels)
+        for reason in Drop:
+            self._metrics.counter(series.DROPPED, *labels, reason)
 
     def count_build(self, model: Model, tier: str, result: BuildResult) -> None:
         """Count a finished build."""

@@ -16,7 +16,6 @@ class VariantSeries:
 
     def __init__(self, metrics: Metrics, *, model: str, version: str, tier: str) -> None:
         labels = (model, version, tier)
-        self.in_flight = metrics.gauge(series.IN_FLIGHT, model, version)
         self.requested = metrics.counter(series.REQUESTED_TIER, *labels)
         self.served = {reason: metrics.counter(series.SERVED_TIER, *labels, reason) for reason in RouteReason}
         self.answered = {code: metrics.counter(series.REQUESTS, *labels, code) for code in (OK, *Code)}

@@ -12,7 +12,7 @@ from serveprune.artifacts.store import StoreEvent
 from serveprune.backends.onnx_runtime import OnnxRuntimeBackend
 from serveprune.config.root import ServePruneConfig
 from serveprune.errors import Unavailable
-from serveprune.models.instance import Instance
+from serveprune.models.instance import BatchSettings, Instance
 from serveprune.models.variant import VariantState
 from serveprune.oip.datatype import Datatype
 from serveprune.oip.messages import InferenceRequest
@@ -52,7 +52,7 @@ def server(tmp_path: Path) -> Server:
             }
         )
     )
-    instance = Instance(OnnxRuntimeBackend().load(path), identity=("relu", "1", "dense"), max_batch_size=4)
+    instance = Instance(OnnxRuntimeBackend().load(path), identity=("relu", "1", "dense"), batches=BatchSettings(4))
     instance.warm()
     server.registry.get("relu").update("dense", state=VariantState.READY, instance=instance)
     return server

@@ -14,6 +14,9 @@ from serveprune.oip.messages import InferenceRequest, Parameter
 from serveprune.oip.tensor import Array, Tensor
 
 TIER_METADATA = "x-compression-tier"
+_MAX_LATENCY_METADATA = "x-max-latency-ms"
+_MIN_QUALITY_METADATA = "x-min-quality"
+_METADATA = frozenset({TIER_METADATA, _MAX_LATENCY_METADATA, _MIN_QUALITY_METADATA})
 
 Metadata = Sequence[tuple[str, str | bytes]]
 
@@ -59,6 +62,7 @@ def decode_request(
         _refuse_extensions(tensor.name, tensor.parameters)
     for output in message.outputs:
         _refuse_extensions(output.name, output.parameters)
+    said = _said(metadata)
     return InferenceRequest(
         model=message.model_name,
         version=message.model_version or None,
@@ -66,8 +70,10 @@ def decode_request(
         inputs=_decode_inputs(message),
         outputs=_decode_outputs(message),
         parameters=_decode_parameters(message.parameters),
-        tier=_tier(metadata),
+        tier=said.get(TIER_METADATA),
         deadline=deadline,
+        max_latency_ms=said.get(_MAX_LATENCY_METADATA),
+        min_quality=said.get(_MIN_QUALITY_METADATA),
     )
 
 
@@ -80,7 +86,9 @@ def _decode_outputs(message: pb.ModelInferRequest) -> tuple[str, ...]:
 
 
 def _repeated(names: Sequence[str]) -> str | None:
-    return next((name for name, times in Counter(names).items() if times > 1), None)
+    if len(set(names)) == len(names):
+        return None
+    return next(name for name, times in Counter(names).items() if times > 1)
 
 
 def _decode_inputs(message: pb.ModelInferRequest) -> tuple[Tensor, ...]:
@@ -156,8 +164,11 @@ def _refuse_extensions(name: str, parameters: Mapping[str, pb.InferParameter]) -
             raise Unimplemented(f"{name!r}: {_UNSUPPORTED[parameter]}")
 
 
-def _tier(metadata: Metadata) -> str | None:
-    asked = {value for name, value in metadata if name == TIER_METADATA}
-    if len(asked) > 1:
-        raise InvalidArgument(f"metadata {TIER_METADATA}: expected one tier, got {', '.join(sorted(map(str, asked)))}")
-    return str(asked.pop()) if asked else None
+def _said(metadata: Metadata) -> dict[str, str]:
+    """Return what the metadata that means something to the server says."""
+    said: dict[str, str] = {}
+    for name, value in metadata:
+        if name in _METADATA and said.setdefault(name, str(value)) != str(value):
+            values = ", ".join(sorted((said[name], str(value))))
+            raise InvalidArgument(f"metadata {name}: expected one value, got {values}")
+    return said

@@ -14,7 +14,7 @@ def encode_response(response: InferenceResponse) -> pb.ModelInferResponse:
     """Return the message for an answer, its tensors in ``raw_output_contents``."""
     message = pb.ModelInferResponse(model_name=response.model, model_version=response.version, id=response.id or "")
     for name, value in response.parameters.items():
-        message.parameters[name].CopyFrom(encode_parameter(value))
+        _set_parameter(message.parameters[name], value)
     for tensor in response.outputs:
         message.outputs.add(name=tensor.name, datatype=tensor.datatype, shape=tensor.shape)
         message.raw_output_contents.append(bytes(encode_binary(tensor.array, tensor.datatype)))
@@ -23,13 +23,22 @@ def encode_response(response: InferenceResponse) -> pb.ModelInferResponse:
 
 def encode_parameter(value: Parameter) -> pb.InferParameter:
     """Return a parameter in the field that fits its type."""
-    if isinstance(value, bool):
-        return pb.InferParameter(bool_param=value)
-    if isinstance(value, int):
-        return pb.InferParameter(uint64_param=value) if value > _INT64_MAX else pb.InferParameter(int64_param=value)
-    if isinstance(value, float):
-        return pb.InferParameter(double_param=value)
-    return pb.InferParameter(string_param=value)
+    parameter = pb.InferParameter()
+    _set_parameter(parameter, value)
+    return parameter
+
+
+def _set_parameter(parameter: pb.InferParameter, value: Parameter) -> None:
+    if isinstance(value, str):
+        parameter.string_param = value
+    elif isinstance(value, bool):
+        parameter.bool_param = value
+    elif isinstance(value, float):
+        parameter.double_param = value
+    elif value > _INT64_MAX:
+        parameter.uint64_param = value
+    else:
+        parameter.int64_param = value
 
 
 def encode_server_metadata(metadata: ServerMetadata) -> pb.ServerMetadataResponse:

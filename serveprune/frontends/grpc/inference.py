@@ -17,11 +17,11 @@ from serveprune.frontends.grpc.encoding import (
     encode_response,
     encode_server_metadata,
 )
-from serveprune.frontends.grpc.methods import Answer, UnaryMethods
+from serveprune.frontends.grpc.methods import Answer, UnaryMethods, parse_message
 from serveprune.frontends.grpc.pb import open_inference_pb2 as pb
 from serveprune.frontends.grpc.runtime import RpcMethodHandler, ServicerContext
 from serveprune.frontends.planes import ControlPlane, DataPlane
-from serveprune.oip.messages import InferenceResponse
+from serveprune.oip.messages import InferenceRequest, InferenceResponse
 
 SERVICE: str = pb.DESCRIPTOR.services_by_name["GRPCInferenceService"].full_name
 
@@ -38,6 +38,9 @@ class InferenceService:
         on_rejected: Told the code of each inference request that fails to reach the data plane.
     """
 
+    infer_method = f"/{SERVICE}/ModelInfer"
+    request_name: str = pb.ModelInferRequest.DESCRIPTOR.full_name
+
     def __init__(
         self,
         dataplane: DataPlane,
@@ -50,6 +53,7 @@ class InferenceService:
         self._controlplane = controlplane
         self._timeout_seconds = request_timeout_seconds
         self._on_rejected = on_rejected
+        self.submit = dataplane.submit
 
     def inference_handler(self, methods: UnaryMethods, *, pool: ThreadPoolExecutor) -> RpcMethodHandler:
         """Return the handler of ``ModelInfer``, each call of which occupies a thread until it is answered."""
@@ -115,10 +119,24 @@ class InferenceService:
         except ServePruneError as error:
             self._on_rejected(error.code)
             raise
-        response = self._await(self._dataplane.submit(decoded), context, deadline=deadline)
-        if response.tier.isascii() and response.tier.isprintable():  # all that a header may hold
-            context.set_trailing_metadata(((TIER_METADATA, response.tier),))
+        response = self._await(self.submit(decoded), context, deadline=deadline)
+        metadata = _tier_metadata(response)
+        if metadata:
+            context.set_trailing_metadata(metadata)
         return encode_response(response)
+
+    def decode(self, serialized: bytes, context: ServicerContext) -> InferenceRequest:
+        """Return the request that a serialized message and its call hold.
+
+        Raises:
+            ServePruneError: They hold none.
+        """
+        message = parse_message(serialized, pb.ModelInferRequest)
+        return decode_request(message, metadata=context.invocation_metadata(), deadline=_deadline(context))
+
+    def encode(self, response: InferenceResponse) -> tuple[bytes, tuple[tuple[str, str], ...]]:
+        """Return a serialized answer and its trailing metadata."""
+        return encode_response(response).SerializeToString(), _tier_metadata(response)
 
     def _await(
         self, answer: "Future[InferenceResponse]", context: ServicerContext, *, deadline: float | None
@@ -143,6 +161,13 @@ class InferenceService:
             return answer.result()
         except CancelledError:
             raise Cancelled("the caller left before the request was answered") from None
+
+
+def _tier_metadata(response: InferenceResponse) -> tuple[tuple[str, str], ...]:
+    # All that a header may hold.
+    if response.tier.isascii() and response.tier.isprintable():
+        return ((TIER_METADATA, response.tier),)
+    return ()
 
 
 def _deadline(context: ServicerContext) -> float | None:

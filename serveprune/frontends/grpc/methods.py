@@ -53,7 +53,7 @@ class UnaryMethods:
                 on_rejected(Code.CANCELLED)
                 raise
             try:
-                message = _parsed(received, request)
+                message = parse_message(received, request)
             except InvalidArgument as error:
                 on_rejected(error.code)
                 return abort(context, error)
@@ -70,7 +70,12 @@ class UnaryMethods:
         return grpc.stream_unary_rpc_method_handler(behaviour)
 
 
-def _parsed(serialized: bytes | None, message: type[Message]) -> Message:
+def parse_message(serialized: bytes | None, message: type[Message]) -> Message:
+    """Parse what a client sent.
+
+    Raises:
+        InvalidArgument: It is nothing, or another message.
+    """
     if serialized is None:
         raise InvalidArgument(f"expected one {message.DESCRIPTOR.full_name}, got none")
     try:

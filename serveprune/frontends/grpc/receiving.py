@@ -34,13 +34,21 @@ class ReceivingCalls:
         Raises:
             grpc.RpcError: The call ended before the message was there.
         """
-        with self._lock:
-            self._since[context] = self._clock()
+        self.begin(context)
         try:
             return next(messages, None)
         finally:
-            with self._lock:
-                del self._since[context]
+            self.end(context)
+
+    def begin(self, context: ServicerContext) -> None:
+        """Note that a call waits for its message from now on."""
+        with self._lock:
+            self._since[context] = self._clock()
+
+    def end(self, context: ServicerContext) -> None:
+        """Note that it does not wait any more."""
+        with self._lock:
+            self._since.pop(context, None)
 
     def cut_off(self, *, waiting: int) -> None:
         """End the calls whose message is overdue; to be called now and then.

@@ -7,7 +7,9 @@ import grpc
 
 from serveprune.config.server import Address, ServerConfig
 from serveprune.errors import Code, FailedPrecondition
+from serveprune.frontends.grpc import direct_calls
 from serveprune.frontends.grpc.bounded_method import BoundedMethod
+from serveprune.frontends.grpc.direct_calls import DirectCalls
 from serveprune.frontends.grpc.health import HealthService, add_health
 from serveprune.frontends.grpc.inference import SERVICE, InferenceService
 from serveprune.frontends.grpc.methods import UnaryMethods
@@ -82,13 +84,7 @@ class GrpcFrontend:
         server: Server = grpc.server(quick, options=self._options())
         methods = UnaryMethods(self._receiving)
         server.add_registered_method_handlers(SERVICE, self._service.quick_handlers(methods, pool=quick))
-        inference = BoundedMethod(
-            f"/{SERVICE}/ModelInfer",
-            self._service.inference_handler(methods, pool=workers),
-            limit=self._config.max_queued_requests,
-            pool=quick,
-            on_rejected=self._on_rejected,
-        )
+        inference = self._inference(methods, workers=workers, quick=quick)
         server.add_generic_rpc_handlers((inference,))
         add_health(server, self._health, methods=methods, pool=quick)
         add_reflection(server, pool=streaming, streams=self._streams)
@@ -117,6 +113,27 @@ class GrpcFrontend:
         for pool in self._pools:
             pool.shutdown(wait=False)
 
+    def _inference(
+        self, methods: UnaryMethods, *, workers: ThreadPoolExecutor, quick: ThreadPoolExecutor
+    ) -> BoundedMethod | DirectCalls:
+        if direct_calls.is_supported():
+            return DirectCalls(
+                self._service,
+                self._receiving,
+                max_active=self._config.grpc_workers,
+                max_waiting=self._config.max_queued_requests,
+                timeout_seconds=self._config.request_timeout_seconds,
+                pool=workers,
+                on_rejected=self._on_rejected,
+            )
+        return BoundedMethod(
+            self._service.infer_method,
+            self._service.inference_handler(methods, pool=workers),
+            limit=self._config.max_queued_requests,
+            pool=quick,
+            on_rejected=self._on_rejected,
+        )
+
     def _bind(self, server: Server) -> int:
         address = self._config.grpc
         try:
@@ -140,10 +157,12 @@ class GrpcFrontend:
             ("grpc.max_concurrent_streams", max(_MIN_STREAMS, config.grpc_workers + config.max_queued_requests)),
         ]
 
-    def _keep_up(self, inference: BoundedMethod) -> None:
+    def _keep_up(self, inference: BoundedMethod | DirectCalls) -> None:
         while not self._stopped.wait(_UPKEEP_SECONDS):
             try:
                 self._receiving.cut_off(waiting=inference.waiting)
+                if isinstance(inference, DirectCalls):
+                    inference.time_out()
                 self._health.refresh()
             except Exception:  # the next round must come
                 _log.exception("upkeep of the gRPC front end failed")

@@ -17,15 +17,23 @@ _MAX_DETAILS_BYTES = 2048
 
 def abort(context: ServicerContext, error: ServePruneError) -> NoReturn:
     """End a call with the status, message and retry time of an error."""
-    if error.retry_after_seconds is not None:
-        seconds = max(1, math.ceil(error.retry_after_seconds))
-        context.set_trailing_metadata(((RETRY_AFTER, str(seconds)),))
-    context.abort(grpc.StatusCode[error.code.name], _details(error.message))
+    metadata = trailing_metadata_of(error)
+    if metadata:
+        context.set_trailing_metadata(metadata)
+    context.abort(grpc.StatusCode[error.code.name], details_of(error))
     raise AssertionError("abort raises")
 
 
-def _details(message: str) -> str:
-    encoded = message.encode(errors="replace")
+def trailing_metadata_of(error: ServePruneError) -> tuple[tuple[str, str], ...]:
+    """Return the metadata that goes with an error: when to retry, if that helps."""
+    if error.retry_after_seconds is None:
+        return ()
+    return ((RETRY_AFTER, str(max(1, math.ceil(error.retry_after_seconds)))),)
+
+
+def details_of(error: ServePruneError) -> str:
+    """Return the message of an error, no longer than clients take."""
+    encoded = error.message.encode(errors="replace")
     if len(encoded) <= _MAX_DETAILS_BYTES:
-        return message
+        return encoded.decode()
     return encoded[:_MAX_DETAILS_BYTES].decode(errors="ignore") + " ..."

@@ -46,7 +46,7 @@ class HttpApplication:
         self._config = config
         # A body as large as one may be always finds room in an idle server.
         self._budget = BodyBudget(max(config.max_buffered_bytes, config.max_request_bytes))
-        self._inference = InferenceHandler(
+        self.inference = InferenceHandler(
             dataplane, config=config, budget=self._budget, workers=workers, on_rejected=on_rejected
         )
 
@@ -59,7 +59,7 @@ class HttpApplication:
         try:
             route = find_route(scope["method"], scope["raw_path"])
             if route.operation is Operation.INFER:
-                return await self._inference.answer(route, scope["headers"], receive)
+                return await self.inference.answer(route, scope["headers"], receive)
             return await self._describe(route, scope, receive)
         except ServePruneError as error:
             if error.code in _FOR_THE_LOG:

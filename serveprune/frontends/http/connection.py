@@ -1,80 +1,191 @@
 import asyncio
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, ClassVar
 
 import httptools
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
-from serveprune.errors import InvalidArgument, ServePruneError
-from serveprune.frontends.http.errors import BodyTimeout
-from serveprune.frontends.http.reply import error_reply
+from serveprune.errors import InvalidArgument, ServePruneError, Unavailable
+from serveprune.frontends.http.deadline import Deadline
+from serveprune.frontends.http.direct_exchange import DirectExchange
+from serveprune.frontends.http.direct_inference import DirectInference
+from serveprune.frontends.http.errors import BodyTimeout, HeadersTooLarge, UrlTooLong
+from serveprune.frontends.http.reply import Reply, error_reply
 
 _UPGRADE_HEADERS = (b"connection", b"upgrade", b"http2-settings")
-_STATUS_LINES = {400: b"HTTP/1.1 400 Bad Request\r\n", 408: b"HTTP/1.1 408 Request Timeout\r\n"}
+_RETRY_SECONDS = 1.0
+_SMALL_BYTES = 65536
+_CLOSE = (b"connection", b"close")
+
+
+@dataclass(frozen=True, slots=True)
+class ConnectionLimits:
+    """What one client, and all of them together, may take.
+
+    Attributes:
+        max_connections: Connections that are served at once.
+        max_header_bytes: Names and values of one request's headers; of its URL as much again.
+        max_headers: Headers of one request.
+        patience_seconds: For the headers, for the rest of a body, and for reading on in an answer.
+        keep_alive_seconds: How long an idle connection stays open.
+    """
+
+    max_connections: int
+    max_header_bytes: int
+    max_headers: int
+    patience_seconds: float
+    keep_alive_seconds: float
 
 
 class Connection(HttpToolsProtocol):  # type: ignore[misc]  # uvicorn is not analysed, see pyproject.toml
     """One client connection: uvicorn's, and what uvicorn leaves to a proxy in front of it.
 
     A client must send its headers, and the rest of a body that was refused, within a time, and must not stop
-    reading a large answer. What is no HTTP at all is answered in JSON like every other error. An offer to
-    change the protocol is ignored, as HTTP allows: Java's HttpClient offers HTTP/2 with every first request,
-    and the parser takes no body after it.
+    reading a large answer; headers and URL are bounded, and so is the number of connections. What is no HTTP at all
+    is answered in JSON like every other error. An offer to change the protocol is ignored, as HTTP allows: Java's
+    HttpClient offers HTTP/2 with every first request, and the parser takes no body after it.
+
+    Small inferences, nearly all requests there are, are answered by a `DirectExchange`; all else goes through ASGI.
     """
 
-    patience_seconds: float
+    limits: ClassVar[ConnectionLimits]
+    direct: ClassVar[DirectInference]
     parser: Any
 
     def connection_made(self, transport: asyncio.Transport) -> None:
-        """Begin to wait for a first request."""
-        self._deadline: asyncio.TimerHandle | None = None
+        """Begin to wait for a first request; turn the client away where there are too many."""
+        self.deadline = Deadline(self.loop, self._give_up)
         self._stall: asyncio.TimerHandle | None = None
         self._in_headers = self._in_body = False
+        self._exchange: DirectExchange | None = None
+        self._refusal: ServePruneError | None = None
+        self._head_bytes = self._silent_bytes = 0
+        if len(self.connections) >= self.limits.max_connections:
+            self.transport, self.cycle = transport, None
+            self._refuse(_too_many_connections(self.limits.max_connections))
+            return
         super().connection_made(transport)
-        self._arm()
+        self.deadline.set(self.limits.patience_seconds)
 
     def data_received(self, data: bytes) -> None:
         """Parse what came, and a request that offers an upgrade once more without the offer."""
-        self._unset_keepalive_if_required()
+        if self.transport.is_closing():
+            return
+        self._silent_bytes += len(data)
         try:
             self.parser.feed_data(data)
         except httptools.HttpParserUpgrade as upgrade:
             self._decline_upgrade(data[upgrade.args[0] :])
         except httptools.HttpParserError:
-            self._refuse(InvalidArgument("expected an HTTP/1.1 request, got something else"))
+            self._refuse(self._refusal or InvalidArgument("expected an HTTP/1.1 request, got something else"))
             return
-        if self._in_headers and self._deadline is None:
-            self._arm()
+        if self._silent_bytes > self.limits.max_header_bytes:
+            # The parser keeps a header until it is complete.
+            self._refuse(_headers_too_large(self.limits))
+        elif self._in_headers or (self._in_body and self._exchange is not None):
+            if not self.deadline.is_set or not self._waits_for_more:
+                self.deadline.set(self.limits.patience_seconds)
+            self._waits_for_more = True
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """Stop waiting."""
-        self._disarm()
+        """Stop waiting, and give up what is in flight."""
+        self.deadline.close()
         self._end_stall()
+        if self._exchange is not None:
+            self._exchange.abandon()
         super().connection_lost(exc)
 
     def on_message_begin(self) -> None:
-        """Note that the headers of a request have begun."""
-        super().on_message_begin()
-        self._in_headers = True
+        """Note that a request has begun; what ASGI wants to know of it is gathered only if it goes there."""
+        self.url = b""
+        self.headers = []
+        self.expect_100_continue = False
+        self._head_bytes = 0
+        self._in_headers, self._waits_for_more = True, False
+
+    def on_url(self, url: bytes) -> None:
+        """Keep the URL, which may come in pieces."""
+        self.url += url
+        if len(self.url) > self.limits.max_header_bytes:
+            self._refusal = UrlTooLong(
+                f"expected a URL of at most {self.limits.max_header_bytes} bytes (server.max_header_bytes), got more"
+            )
+            raise self._refusal
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        """Keep a header, as long as there are not too many."""
+        self._silent_bytes = 0
+        self._head_bytes += len(name) + len(value)
+        if self._head_bytes > self.limits.max_header_bytes or len(self.headers) >= self.limits.max_headers:
+            self._refusal = _headers_too_large(self.limits)
+            raise self._refusal
+        super().on_header(name, value)
 
     def on_headers_complete(self) -> None:
-        """Leave the waiting to the application, which knows what the body is for."""
-        self._disarm()
-        self._in_headers, self._in_body = False, True
-        if not self.parser.should_upgrade():
-            super().on_headers_complete()
+        """Leave the waiting to whoever answers, and who knows what the body is for."""
+        self._silent_bytes = 0
+        self.deadline.clear()
+        self._in_headers, self._in_body, self._waits_for_more = False, True, False
+        if self.parser.should_upgrade():
+            return
+        if self.cycle is None or self.cycle.response_complete:
+            self._exchange = self.direct.exchange(self)
+            if self._exchange is not None:
+                self.cycle = self._exchange
+                return
+        url, headers, expects = self.url, self.headers, self.expect_100_continue
+        super().on_message_begin()
+        self.url, self.expect_100_continue = url, expects
+        self.headers.extend(headers)
+        super().on_headers_complete()
 
-    def on_response_complete(self) -> None:
-        """Wait for the rest of a request that was answered before its end."""
-        super().on_response_complete()
-        if self._in_body and self.cycle.response_complete:
-            self._arm()
+    def on_body(self, body: bytes) -> None:
+        """Hand a piece of the body on."""
+        self._silent_bytes = 0
+        if self._exchange is not None and self.cycle is self._exchange:
+            self._exchange.on_body(body)
+        else:
+            super().on_body(body)
 
     def on_message_complete(self) -> None:
-        """Stop waiting."""
-        self._disarm()
+        """Stop waiting for the client."""
+        self._silent_bytes = 0
         self._in_body = False
+        if self._exchange is not None and self.cycle is self._exchange:
+            self._exchange.on_complete()
+            return
+        self.deadline.clear()
         if not self.parser.should_upgrade():
             super().on_message_complete()
+
+    def on_response_complete(self) -> None:
+        """Go on with the next request, or wait for it, or for the rest of one that was answered before its end."""
+        self.server_state.total_requests += 1
+        if self.transport.is_closing():
+            return
+        self.flow.resume_reading()
+        if self.pipeline:
+            self._start_asgi_task(*self.pipeline.pop())
+        elif self._in_headers or (self._in_body and self.cycle.response_complete):
+            self.deadline.set(self.limits.patience_seconds)
+        else:
+            self.deadline.set(self.limits.keep_alive_seconds)
+
+    def answer(self, exchange: DirectExchange, reply: Reply) -> None:
+        """Send the answer of an exchange, which is over then."""
+        self._exchange = None
+        if self.transport.is_closing():
+            return
+        closes = not exchange.keep_alive or _CLOSE in reply.headers
+        self._write(reply, closes=closes)
+        if closes:
+            self.transport.close()
+        self.on_response_complete()
+
+    def cut_off(self) -> None:
+        """Tell a client whose inference outlasts the end of the server so."""
+        if self._exchange is not None:
+            self._exchange.give_up(Unavailable("the server is shutting down", retry_after_seconds=_RETRY_SECONDS))
 
     def pause_writing(self) -> None:
         """Begin to watch whether the client reads on."""
@@ -91,7 +202,7 @@ class Connection(HttpToolsProtocol):  # type: ignore[misc]  # uvicorn is not ana
         if last_bytes is not None and left_bytes >= last_bytes:
             self.transport.abort()
         else:
-            self._stall = self.loop.call_later(self.patience_seconds, self._watch_stall, left_bytes)
+            self._stall = self.loop.call_later(self.limits.patience_seconds, self._watch_stall, left_bytes)
 
     def _end_stall(self) -> None:
         if self._stall is not None:
@@ -108,32 +219,47 @@ class Connection(HttpToolsProtocol):  # type: ignore[misc]  # uvicorn is not ana
         self.parser = httptools.HttpRequestParser(self)
         self.data_received(b"".join([*head, b"\r\n", rest]))
 
-    def _arm(self) -> None:
-        self._disarm()
-        self._deadline = self.loop.call_later(self.patience_seconds, self._give_up)
-
-    def _disarm(self) -> None:
-        if self._deadline is not None:
-            self._deadline.cancel()
-            self._deadline = None
-
     def _give_up(self) -> None:
         if self.transport.is_closing():
             return
+        patience = self.limits.patience_seconds
         if self._in_headers:
-            self._refuse(BodyTimeout(f"expected all headers within {self.patience_seconds:g} s; send them faster"))
+            self._refuse(BodyTimeout(f"expected all headers within {patience:g} s; send them faster"))
+        elif self._exchange is not None:
+            self._exchange.time_out(patience_seconds=patience)
         else:
             self.transport.close()
 
     def _refuse(self, error: ServePruneError) -> None:
-        reply = error_reply(error)
-        lines = [_STATUS_LINES[reply.status]]
-        headers = [*reply.headers, (b"content-length", b"%d" % sum(map(len, reply.parts))), (b"connection", b"close")]
-        lines += [b"%s: %s\r\n" % header for header in dict(headers).items()]
-        self.transport.write(b"".join([*lines, b"\r\n", *reply.parts]))
+        # An answer that is still to come would be taken for the answer to another request.
+        if self.cycle is None or self.cycle.response_complete:
+            self._write(error_reply(error), closes=True)
         self.transport.close()
 
+    def _write(self, reply: Reply, *, closes: bool) -> None:
+        head = reply.head(self.server_state.default_headers, closes=closes)
+        if reply.size_bytes < _SMALL_BYTES:
+            self.transport.write(b"".join((head, *reply.parts)))
+            return
+        self.transport.write(head)
+        for part in reply.parts:
+            self.transport.write(part)
 
-def connection_class(*, patience_seconds: float) -> type[Any]:
+
+def connection_class(limits: ConnectionLimits, direct: DirectInference) -> type[Any]:
     """Return the connection class of one server; uvicorn constructs the connections itself."""
-    return type("Connection", (Connection,), {"patience_seconds": patience_seconds})
+    return type("Connection", (Connection,), {"limits": limits, "direct": direct})
+
+
+def _headers_too_large(limits: ConnectionLimits) -> HeadersTooLarge:
+    return HeadersTooLarge(
+        f"expected at most {limits.max_headers} headers of {limits.max_header_bytes} bytes together "
+        "(server.max_header_bytes), got more"
+    )
+
+
+def _too_many_connections(limit: int) -> Unavailable:
+    return Unavailable(
+        f"the server already holds {limit} connections (server.max_connections); retry later",
+        retry_after_seconds=_RETRY_SECONDS,
+    )

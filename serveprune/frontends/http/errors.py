@@ -35,11 +35,21 @@ class BodyTimeout(DeadlineExceeded):
     """The client took too long to send its body."""
 
 
+class HeadersTooLarge(InvalidArgument):
+    """The headers are too many, or too long."""
+
+
+class UrlTooLong(InvalidArgument):
+    """The URL is longer than any of the protocol's."""
+
+
 _STATUS_OF_TYPE: Mapping[type[ServePruneError], int] = {
     MethodNotAllowed: 405,
     BodyTimeout: 408,
     MessageTooLarge: 413,
+    UrlTooLong: 414,
     UnsupportedMediaType: 415,
+    HeadersTooLarge: 431,
 }
 _STATUS_OF_CODE: Mapping[Code, int] = {
     Code.INVALID_ARGUMENT: 400,

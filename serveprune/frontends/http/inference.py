@@ -3,7 +3,7 @@
 import asyncio
 import time
 from collections.abc import Callable
-from concurrent.futures import Executor
+from concurrent.futures import Executor, Future
 
 import numpy as np
 
@@ -24,7 +24,7 @@ from serveprune.oip.messages import InferenceRequest, InferenceResponse
 from serveprune.oip.output_format import OutputFormat
 from serveprune.oip.tensor import Tensor
 
-_INLINE_BYTES = 2**16
+INLINE_BYTES = 2**16
 """Bodies above this size are decoded and encoded apart from the event loop, which serves the others meanwhile."""
 
 _JSON = (b"content-type", b"application/json")
@@ -32,7 +32,12 @@ _BINARY = (b"content-type", b"application/octet-stream")
 
 
 class InferenceHandler:
-    """Answers ``POST /v2/models/{model}/infer``."""
+    """Answers ``POST /v2/models/{model}/infer``.
+
+    Attributes:
+        budget: Of the bodies that are being received.
+        timeout_seconds: Within which a request is answered.
+    """
 
     def __init__(
         self,
@@ -45,9 +50,11 @@ class InferenceHandler:
     ) -> None:
         self._dataplane = dataplane
         self._config = config
-        self._budget = budget
         self._workers = workers
-        self._on_rejected = on_rejected
+        self.budget = budget
+        self.timeout_seconds = config.request_timeout_seconds
+        self.reject = on_rejected
+        self.submit = dataplane.submit
 
     async def answer(self, route: HttpRoute, headers: Headers, receive: Receive) -> Reply:
         """Answer one request.
@@ -55,15 +62,15 @@ class InferenceHandler:
         Raises:
             ServePruneError: It cannot be answered.
         """
-        deadline = time.monotonic() + self._config.request_timeout_seconds
-        with self._budget.share() as take:
+        deadline = time.monotonic() + self.timeout_seconds
+        with self.budget.share() as take:
             try:
                 request, output_format = await self._decode(route, headers, receive, take, deadline=deadline)
             except ServePruneError as error:
                 # Later refusals are the data plane's, which counts them itself.
-                self._on_rejected(error.code)
+                self.reject(error.code)
                 raise
-            submitted = self._dataplane.submit(request)
+            submitted = self.submit(request)
         # The answer may be long in coming, and nothing here needs the tensors any more.
         del request
         pending = PendingAnswer(submitted, receive=receive, timeout_seconds=deadline - time.monotonic())
@@ -80,19 +87,30 @@ class InferenceHandler:
             max_bytes=self._config.max_request_bytes,
             timeout_seconds=self._config.body_timeout_seconds,
         )
-        if len(body) <= _INLINE_BYTES and parsed.coding == b"identity":
-            return self._decode_body(body, parsed, route, deadline)
+        if len(body) <= INLINE_BYTES and parsed.coding == b"identity":
+            return self.decode(body, parsed, route, deadline)
         loop = asyncio.get_running_loop()
-        return await loop.run_in_executor(self._workers, self._decode_body, body, parsed, route, deadline)
+        return await loop.run_in_executor(self._workers, self.decode, body, parsed, route, deadline)
 
-    def _decode_body(
+    def decode(
         self, body: Body, headers: RequestHeaders, route: HttpRoute, deadline: float
     ) -> tuple[InferenceRequest, OutputFormat]:
+        """Return the request a complete body holds, and the form in which its answer is wanted.
+
+        Raises:
+            ServePruneError: It holds none.
+        """
         body = inflate(body, coding=headers.coding, max_bytes=self._config.max_request_bytes)
         if headers.raw_media_type is not None:
             tensor = self._raw_input(body, route, media_type=headers.raw_media_type)
             request = InferenceRequest(
-                route.model, (tensor,), version=route.version, tier=headers.tier, deadline=deadline
+                route.model,
+                (tensor,),
+                version=route.version,
+                tier=headers.tier,
+                deadline=deadline,
+                max_latency_ms=headers.max_latency_ms,
+                min_quality=headers.min_quality,
             )
             return request, OutputFormat()
         return decode_request(
@@ -102,6 +120,8 @@ class InferenceHandler:
             version=route.version,
             tier=headers.tier,
             deadline=deadline,
+            max_latency_ms=headers.max_latency_ms,
+            min_quality=headers.min_quality,
         )
 
     def _raw_input(self, body: Body, route: HttpRoute, *, media_type: bytes) -> Tensor:
@@ -116,23 +136,37 @@ class InferenceHandler:
         array[...] = bytes(body)
         return Tensor(spec.name, Datatype.BYTES, array)
 
-    async def _encode(self, response: InferenceResponse, output_format: OutputFormat) -> Reply:
-        if sum(map(_content_bytes, response.outputs)) <= _INLINE_BYTES:
-            parts, json_bytes = encode_response(response, output_format)
-        else:
-            loop = asyncio.get_running_loop()
-            parts, json_bytes = await loop.run_in_executor(self._workers, encode_response, response, output_format)
+    def is_large(self, response: InferenceResponse) -> bool:
+        """Tell whether an answer is to be encoded apart from the event loop."""
+        return sum(map(_content_bytes, response.outputs)) > INLINE_BYTES
+
+    def encode(self, response: InferenceResponse, output_format: OutputFormat) -> Reply:
+        """Return the reply an answer becomes.
+
+        Raises:
+            InvalidArgument: An output cannot be said in JSON.
+        """
+        parts, json_bytes = encode_response(response, output_format)
         tier: Header = (b"x-compression-tier", response.tier.encode("latin-1", errors="replace"))
         if json_bytes is None:
             return Reply(200, (_JSON, tier), parts)
         length: Header = (b"inference-header-content-length", b"%d" % json_bytes)
         return Reply(200, (_BINARY, length, tier), parts)
 
+    def encode_apart(self, response: InferenceResponse, output_format: OutputFormat) -> "Future[Reply]":
+        """Do so in another thread."""
+        return self._workers.submit(self.encode, response, output_format)
+
+    async def _encode(self, response: InferenceResponse, output_format: OutputFormat) -> Reply:
+        if self.is_large(response):
+            return await asyncio.wrap_future(self.encode_apart(response, output_format))
+        return self.encode(response, output_format)
+
 
 def _content_bytes(tensor: Tensor) -> int:
     """Return roughly how much there is to encode."""
     size = tensor.array.nbytes
     # Of BYTES that counts the pointers; where they are many already, the elements need not be counted.
-    if tensor.datatype is Datatype.BYTES and size <= _INLINE_BYTES:
+    if tensor.datatype is Datatype.BYTES and size <= INLINE_BYTES:
         size += sum(map(len, tensor.array.flat))
     return size

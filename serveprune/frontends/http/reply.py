@@ -3,6 +3,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import orjson
+from uvicorn.protocols.http.httptools_impl import STATUS_LINE
 
 from serveprune.errors import ServePruneError
 from serveprune.frontends.http.asgi import Header, Send
@@ -21,9 +22,31 @@ class Reply:
     headers: Sequence[Header]
     parts: Sequence[bytes | memoryview]
 
+    @property
+    def size_bytes(self) -> int:
+        """Bytes of the body."""
+        return sum(map(len, self.parts))
+
+    def head(self, more_headers: Sequence[Header], *, closes: bool) -> bytes:
+        """Return the status line and the headers as they go on the wire.
+
+        Args:
+            more_headers: Come first.
+            closes: Whether the connection ends with this reply.
+        """
+        lines: list[bytes] = [STATUS_LINE[self.status]]
+        for name, value in more_headers:
+            lines += (name, b": ", value, b"\r\n")
+        for name, value in self.headers:
+            if name != b"connection":
+                lines += (name, b": ", value, b"\r\n")
+        lines.append(b"connection: close\r\n" if closes else b"")
+        lines.append(b"content-length: %d\r\n\r\n" % self.size_bytes)
+        return b"".join(lines)
+
     async def send(self, send: Send) -> None:
         """Send it, as few writes as its size makes sensible."""
-        total_bytes = sum(map(len, self.parts))
+        total_bytes = self.size_bytes
         headers = [*self.headers, (b"content-length", b"%d" % total_bytes)]
         await send({"type": "http.response.start", "status": self.status, "headers": headers})
         parts = [b"".join(self.parts)] if total_bytes < _JOIN_BELOW_BYTES else self.parts

@@ -10,6 +10,8 @@ _NAMES = (
     b"content-encoding",
     b"inference-header-content-length",
     b"x-compression-tier",
+    b"x-max-latency-ms",
+    b"x-min-quality",
 )
 _MAX_DIGITS = 19
 _TEXT = b"text/plain"
@@ -33,6 +35,8 @@ class RequestHeaders:
     json_bytes: int | None
     tier: str | None
     raw_media_type: bytes | None
+    max_latency_ms: str | None = None
+    min_quality: str | None = None
 
 
 def parse_headers(headers: Headers) -> RequestHeaders:
@@ -54,7 +58,13 @@ def parse_headers(headers: Headers) -> RequestHeaders:
         json_bytes=json_bytes,
         tier=tier.decode("latin-1") or None,
         raw_media_type=_raw_media_type(found.get(b"content-type", b"")) if json_bytes is None else None,
+        max_latency_ms=_text(found.get(b"x-max-latency-ms")),
+        min_quality=_text(found.get(b"x-min-quality")),
     )
+
+
+def _text(value: bytes | None) -> str | None:
+    return value.strip().decode("latin-1") or None if value else None
 
 
 def _number(found: dict[bytes, bytes], name: bytes) -> int | None:

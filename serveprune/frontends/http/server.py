@@ -12,7 +12,8 @@ import uvicorn
 from serveprune.config.server import Address, ServerConfig
 from serveprune.errors import Code, FailedPrecondition, Internal
 from serveprune.frontends.http.application import HttpApplication
-from serveprune.frontends.http.connection import connection_class
+from serveprune.frontends.http.connection import ConnectionLimits, connection_class
+from serveprune.frontends.http.direct_inference import DirectInference
 from serveprune.frontends.planes import ControlPlane, DataPlane
 
 _log = logging.getLogger(__name__)
@@ -22,6 +23,7 @@ _WORKERS = 4
 """Threads that decode and encode large bodies; each may hold several times a body's size."""
 _KEEP_ALIVE_SECONDS = 75
 """Longer than the 60 s after which common load balancers close an idle connection themselves."""
+_MAX_HEADERS = 128
 _START_SECONDS = 30.0
 _LAST_WORDS_SECONDS = 0.05
 _STOP_MARGIN_SECONDS = 5.0
@@ -80,10 +82,19 @@ class HttpFrontend:
         self._workers.shutdown(wait=False, cancel_futures=True)
         self._server = self._thread = None
 
+    def _limits(self) -> ConnectionLimits:
+        return ConnectionLimits(
+            max_connections=self._config.max_connections,
+            max_header_bytes=self._config.max_header_bytes,
+            max_headers=_MAX_HEADERS,
+            patience_seconds=self._config.body_timeout_seconds,
+            keep_alive_seconds=_KEEP_ALIVE_SECONDS,
+        )
+
     def _uvicorn_config(self) -> Any:
         return uvicorn.Config(
             self._application,
-            http=connection_class(patience_seconds=self._config.body_timeout_seconds),
+            http=connection_class(self._limits(), DirectInference(self._application.inference)),
             loop="uvloop",
             ws="none",
             lifespan="off",
@@ -92,7 +103,6 @@ class HttpFrontend:
             access_log=False,
             server_header=False,
             proxy_headers=False,
-            timeout_keep_alive=_KEEP_ALIVE_SECONDS,
             backlog=_BACKLOG,
         )
 
@@ -102,6 +112,8 @@ class _Server(uvicorn.Server):  # type: ignore[misc]  # uvicorn is not analysed,
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         await super().shutdown(sockets)
+        for connection in list(self.server_state.connections):
+            connection.cut_off()
         if not self.server_state.connections:
             return
         # Requests that were cut off just now get the time to say so.

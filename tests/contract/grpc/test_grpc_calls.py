@@ -167,6 +167,14 @@ def test_tier_is_refused_when_metadata_names_two(front: RunningFrontend) -> None
     assert "dense, int8" in details
 
 
+def test_objective_reaches_the_data_plane_as_metadata(front: RunningFrontend) -> None:
+    message = of_arrays("identity_fp32", x=np.ones((1, 1), np.float32))
+    front.stub.ModelInfer(message, metadata=(("x-max-latency-ms", "50"), ("x-min-quality", "0.95")))
+
+    (request,) = front.plane.requests
+    assert (request.max_latency_ms, request.min_quality) == ("50", "0.95")
+
+
 def test_deadline_reaches_the_data_plane_on_the_monotonic_clock(front: RunningFrontend) -> None:
     before = time.monotonic()
     front.stub.ModelInfer(of_arrays("identity_fp32", x=np.zeros((1, 1), dtype=np.float32)), timeout=1000)

@@ -123,6 +123,24 @@ def test_body_is_json_whatever_it_is_called(served: Served, content_type: str | 
 
 
 @pytest.mark.parametrize(
+    ("model", "content_type", "body"),
+    [
+        ("length", "text/plain", b"a text"),
+        ("identity_int8", "x", b'{"inputs": [{"name": "x", "datatype": "INT8", "shape": [1, 1], "data": [5]}]}'),
+    ],
+)
+def test_objective_reaches_the_data_plane_as_headers(
+    served: Served, model: str, content_type: str, body: bytes
+) -> None:
+    headers = {"Content-Type": content_type, "X-Max-Latency-Ms": "50", "X-Min-Quality": "0.95"}
+    answer = served.client.post(f"/v2/models/{model}/infer", content=body, headers=headers)
+
+    assert answer.status_code == 200
+    assert served.plane.requests[-1].max_latency_ms == "50"
+    assert served.plane.requests[-1].min_quality == "0.95"
+
+
+@pytest.mark.parametrize(
     ("content_type", "body"),
     [("text/plain", "größer".encode()), ("text/plain; charset=utf-8", b""), ("image/png", b"\x89PNG\xff\0")],
 )

@@ -60,6 +60,7 @@ def test_check_prints_json_when_asked(config: Path) -> None:
                 "name": "doubling",
                 "version": "1",
                 "source": "onnx",
+                "policy": "fixed",
                 "default_tier": "int8",
                 "tiers": [
                     {"tier": "dense", "passes": [], "gate": {}},

@@ -5,7 +5,7 @@ from typing import Any
 from serveprune.cli.self_test import self_test
 from serveprune.config.model import ModelConfig
 from serveprune.config.server import Address
-from serveprune.models.instance import Instance
+from serveprune.models.instance import BatchSettings, Instance
 from serveprune.models.registry import Model, Registry
 from serveprune.models.variant import VariantState
 from serveprune.oip.datatype import Datatype
@@ -17,6 +17,7 @@ class Texts:
     """A session that takes strings, for which no inputs can be made up."""
 
     inputs = outputs = (TensorSpec("s", Datatype.BYTES, (-1,)),)
+    computes_in_caller = True
 
     def run(self, feeds: Mapping[str, Array], *, outputs: Sequence[str] = ()) -> list[Array]:
         return [feeds["s"]]
@@ -29,7 +30,7 @@ def test_model_whose_inputs_cannot_be_made_up_is_a_problem_and_the_others_are_te
     models = {}
     for name in ("texts", "words"):
         models[name] = Model(name, ModelConfig.model_validate({"source": {"onnx": "m.onnx"}}), default_tier="dense")
-        instance = Instance(Texts(), identity=(name, "1", "dense"), max_batch_size=4)
+        instance = Instance(Texts(), identity=(name, "1", "dense"), batches=BatchSettings(4))
         models[name].update("dense", state=VariantState.READY, instance=instance)
     server: Any = SimpleNamespace(
         registry=Registry(models), controlplane=SimpleNamespace(tiers=lambda name: {"name": name, "tiers": []})

@@ -14,10 +14,13 @@ MODEL = "models: {m: {source: {onnx: model.onnx}}}\n"
 NAME_RULE = "a name of at most 128 letters, digits, `.`, `_` and `-` that begins with a letter, a digit or `_`"
 SOURCE_RULE = "a mapping with exactly one of the keys onnx, huggingface, torch, pt2"
 ROOT_KEYS = "store, server, builds, profiles, models, deployments"
-MODEL_KEYS = "source, task, version, preprocessing, calibration, evaluation, tiers, max_batch_size"
+MODEL_KEYS = (
+    "source, task, version, preprocessing, calibration, evaluation, tiers, max_batch_size, max_batch_elements, "
+    "max_queue_delay_ms"
+)
 SERVER_KEYS = (
     "http, grpc, metrics, processes, executors, threads_per_executor, grpc_workers, max_request_bytes, "
-    "max_buffered_bytes, max_request_rows, max_queued_requests, "
+    "max_buffered_bytes, max_request_rows, max_queued_requests, max_queued_bytes, "
     "request_timeout_seconds, body_timeout_seconds, drain_seconds"
 )
 
@@ -423,6 +426,40 @@ CASES = {
         MODEL + "deployments:\n  m: {default_tier: int8}\n",
         ":3: deployments.m.default_tier: expected a tier of m, got 'int8'; tiers: dense",
     ),
+    "unknown policy": (
+        MODEL + "deployments:\n  m: {policy: adaptve}\n",
+        ":3: deployments.m.policy: expected one of fixed, adaptive, got 'adaptve'; did you mean `adaptive`?",
+    ),
+    "adaptive deployment without a target": (
+        MODEL + "deployments:\n  m: {policy: adaptive}\n",
+        (
+            ":3: deployments.m.target_latency_ms: expected the milliseconds to keep, which policy adaptive needs, "
+            "got none"
+        ),
+    ),
+    "adaptive deployment with a default tier": (
+        MODEL + "deployments:\n  m: {policy: adaptive, target_latency_ms: 50, default_tier: dense}\n",
+        (
+            ":3: deployments.m.default_tier: expected no default_tier with policy adaptive, which chooses the tier, "
+            "got 'dense'"
+        ),
+    ),
+    "target without a sense": (
+        MODEL + "deployments:\n  m: {policy: adaptive, target_latency_ms: 0}\n",
+        ":3: deployments.m.target_latency_ms: expected a number above 0, got 0",
+    ),
+    "quality above that of dense": (
+        MODEL + "deployments:\n  m: {policy: adaptive, target_latency_ms: 50, min_quality: 95}\n",
+        ":3: deployments.m.min_quality: expected a number of at most 1, got 95",
+    ),
+    "target of a fixed deployment": (
+        MODEL + "deployments:\n  m: {target_latency_ms: 50}\n",
+        ":3: deployments.m.target_latency_ms: expected this with policy adaptive only, got it with policy fixed",
+    ),
+    "quality of a fixed deployment": (
+        MODEL + "deployments:\n  m: {policy: fixed, min_quality: 0.9}\n",
+        ":3: deployments.m.min_quality: expected this with policy adaptive only, got it with policy fixed",
+    ),
     "two front ends on one port": (
         MODEL + "server:\n  http: 127.0.0.1:9000\n  grpc: 127.0.0.1:9000\n",
         ":4: server.grpc: expected a port of its own, got 127.0.0.1:9000, which server.http takes already",
@@ -551,6 +588,13 @@ deployments:
     assert config.profiles["plain"].passes[0].options == QuantizeOptions()
     assert config.deployment("text").default_tier == "int8"
     assert config.deployment("graph").default_tier == "dense"
+
+
+def test_load_config_reads_an_adaptive_deployment(load: Load) -> None:
+    entries = "min_quality: 0.95, target_latency_ms: 50, policy: adaptive"
+    deployment = load(MODEL + f"deployments:\n  m: {{{entries}}}\n").deployment("m")
+    assert (deployment.policy, deployment.target_latency_ms, deployment.min_quality) == ("adaptive", 50.0, 0.95)
+    assert load(MODEL).deployment("m").policy == "fixed"
 
 
 def test_load_config_puts_dense_first_wherever_the_tiers_name_it(load: Load) -> None:

@@ -8,7 +8,7 @@ from unit.artifacts.artifact_factory import commit_tier
 from serveprune.artifacts.store import Artifact, ArtifactStore
 from serveprune.backends.onnx_runtime import OnnxRuntimeBackend
 from serveprune.errors import NotFound
-from serveprune.models.instance import Instance
+from serveprune.models.instance import BatchSettings, Instance
 from serveprune.models.repository import VariantRepository
 
 
@@ -31,7 +31,7 @@ def artifact(store: ArtifactStore) -> Artifact:
 
 
 def load(repository: VariantRepository, artifact: Artifact) -> Instance:
-    return repository.load(artifact, identity=("boots", "1", "int8"), max_batch_size=4, dense=None)
+    return repository.load(artifact, identity=("boots", "1", "int8"), batches=BatchSettings(4), dense=None)
 
 
 def test_artifact_is_leased_while_its_instance_is_open(

@@ -13,7 +13,8 @@ def test_metric_follows_prometheus_naming(metric: Metric) -> None:
     assert metric.name.endswith("_total") == (metric.kind == "counter")
     assert not re.search(r"_(ms|milliseconds|kb|mb|percent)(_|$)", metric.name)
     assert metric.help.endswith(".")
-    assert set(metric.labels) <= {"model", "version", "tier", "code", "reason", "metric", "outcome", "event"}
+    bounded = {"code", "reason", "metric", "outcome", "event", "direction", "rows"}
+    assert set(metric.labels) <= {"model", "version", "tier", *bounded}
 
 
 def test_metrics_expose_the_whole_table_and_nothing_else_of_ours() -> None:

@@ -42,11 +42,19 @@ def test_request_keeps_what_was_sent() -> None:
     }
 
     request, output_format = decode_request(
-        orjson.dumps(document), header_length=None, model="m@int8", version="2", tier="t", deadline=9.5
+        orjson.dumps(document),
+        header_length=None,
+        model="m@int8",
+        version="2",
+        tier="t",
+        deadline=9.5,
+        max_latency_ms="50",
+        min_quality="0.9",
     )
 
     assert (request.model, request.version, request.id) == ("m@int8", "2", "7")
     assert (request.tier, request.deadline) == ("t", 9.5)
+    assert (request.max_latency_ms, request.min_quality) == ("50", "0.9")
     assert request.parameters == {"tier": "int8", "strict_tier": True, "limit": 0.5, "count": 3}
     assert request.outputs == ("y", "z")
     assert [tensor.name for tensor in request.inputs] == ["a"]

@@ -5,7 +5,7 @@ import pytest
 
 from serveprune.config.model import ModelConfig
 from serveprune.errors import FailedPrecondition, NotFound, Unavailable
-from serveprune.models.instance import Instance
+from serveprune.models.instance import BatchSettings, Instance
 from serveprune.models.registry import Model
 from serveprune.models.variant import VariantState
 from serveprune.oip.datatype import Datatype
@@ -19,6 +19,7 @@ class Identity:
 
     inputs = (TensorSpec("x", Datatype.FP32, (-1, 2)),)
     outputs = (TensorSpec("y", Datatype.FP32, (-1, 2)),)
+    computes_in_caller = True
 
     def run(self, feeds: Mapping[str, Array], *, outputs: Sequence[str] = ()) -> list[Array]:
         return [np.asarray(feeds["x"])]
@@ -33,7 +34,7 @@ def model(default_tier: str = "dense", **states: VariantState) -> Model:
     for tier, state in states.items():
         instance = None
         if state is VariantState.READY:
-            instance = Instance(Identity(), identity=("minilm", "1", tier), max_batch_size=4)
+            instance = Instance(Identity(), identity=("minilm", "1", tier), batches=BatchSettings(4))
         made.update(tier, state=state, instance=instance, reasons=("cosine 0.9 is too low",))
     return made
 

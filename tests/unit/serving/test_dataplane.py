@@ -19,7 +19,7 @@ from serveprune.errors import (
     ResourceExhausted,
     Unavailable,
 )
-from serveprune.models.instance import Instance
+from serveprune.models.instance import BatchSettings, Instance
 from serveprune.models.registry import Model, Registry
 from serveprune.models.variant import VariantState
 from serveprune.observability import metrics as series
@@ -38,6 +38,7 @@ class Adder:
 
     inputs = (TensorSpec("x", Datatype.FP32, (-1, 2)),)
     outputs = (TensorSpec("y", Datatype.FP32, (-1, 2)),)
+    computes_in_caller = True
 
     def __init__(self, addend: float) -> None:
         self.addend = addend
@@ -63,12 +64,13 @@ class Planes:
         self.model = Model("adder", config, default_tier="dense")
         self.sessions = {"dense": Adder(1), "int8": Adder(100)}
         for tier, session in self.sessions.items():
-            instance = Instance(session, identity=("adder", "1", tier), max_batch_size=4)
+            instance = Instance(session, identity=("adder", "1", tier), batches=BatchSettings(4))
             instance.warm()
             self.model.update(tier, state=VariantState.READY, instance=instance)
         self.metrics = Metrics()
-        self.scheduler = Scheduler(executors=1)
-        self.admission = Admission(limit=limit)
+        self.skipped_seconds = 0.0
+        self.scheduler = Scheduler(executors=1, clock=self.now)
+        self.admission = Admission(limit=limit, limits={}, max_bytes=2**30)
         self.dataplane = DataPlane(
             Registry({"adder": self.model}),
             self.scheduler,
@@ -77,7 +79,12 @@ class Planes:
             preprocessing_threads=1,
             request_timeout_seconds=timeout_seconds,
             max_request_rows=max_rows,
+            clock=self.now,
         )
+
+    def now(self) -> float:
+        """Tell the time, which a test may put forward."""
+        return time.monotonic() + self.skipped_seconds
 
     def count(self, metric: series.Metric, *labels: str) -> float:
         value: float = self.metrics.counter(metric, *labels)._value.get()
@@ -178,7 +185,7 @@ def test_answer_comes_from_the_nearest_better_tier_when_the_asked_one_is_not_the
     assert (answer.tier, answer.tier_reason[:9]) == ("int8", "building:")
     assert planes.count(series.REQUESTED_TIER, "adder", "1", "lean") == 1
     with pytest.raises(Unavailable):
-        planes.dataplane.submit(request("adder@lean", parameters={"strict_tier": True}))
+        planes.dataplane.submit(request("adder@lean", parameters={"strict_tier": True})).result(30)
     assert planes.count(series.REJECTED_REQUESTS, "UNAVAILABLE") == 1
 
 
@@ -235,10 +242,10 @@ def test_request_is_not_computed_when_its_caller_has_left(make_planes: Callable[
 
 
 def test_request_fails_when_its_deadline_passes_in_the_queue(make_planes: Callable[..., Planes]) -> None:
-    planes = make_planes(timeout_seconds=0.02)
+    planes = make_planes(timeout_seconds=1000.0)
     held = occupy(planes)
     late = planes.dataplane.submit(request())
-    threading.Event().wait(0.05)
+    planes.skipped_seconds = 1001.0
     planes.sessions["dense"].let_go.set()
     held.exception(30)
     assert isinstance(late.exception(30), DeadlineExceeded)
@@ -319,7 +326,8 @@ def test_everything_is_given_back_when_preprocessing_fails_unexpectedly(make_pla
         with pytest.raises(Internal, match=r"^internal error; see the server's log$"):
             planes.dataplane.submit(text_request(b"a")).result(30)
         assert eventually(lambda: planes.is_at_rest)
-    assert planes.count(series.REQUESTS, "adder", "1", "dense", "INTERNAL") == 3
+    # No tier was chosen yet.
+    assert planes.count(series.REJECTED_REQUESTS, "INTERNAL") == 3
 
 
 def test_everything_is_given_back_when_an_answer_cannot_be_made(make_planes: Callable[..., Planes]) -> None:
@@ -328,7 +336,9 @@ def test_everything_is_given_back_when_an_answer_cannot_be_made(make_planes: Cal
             return [*super().run(feeds, outputs=outputs), np.zeros(1)]
 
     planes = make_planes(limit=1)
-    planes.model.update("dense", instance=Instance(Complex(1), identity=("adder", "1", "dense"), max_batch_size=4))
+    planes.model.update(
+        "dense", instance=Instance(Complex(1), identity=("adder", "1", "dense"), batches=BatchSettings(4))
+    )
     for _ in range(3):
         with pytest.raises(Internal):
             planes.dataplane.submit(request()).result(30)
@@ -380,10 +390,10 @@ def test_close_waits_for_what_is_preprocessed(make_planes: Callable[..., Planes]
 
 
 def test_giving_up_at_the_deadline_is_counted_as_such(make_planes: Callable[..., Planes]) -> None:
-    planes = make_planes(timeout_seconds=0.02)
+    planes = make_planes(timeout_seconds=1000.0)
     held = occupy(planes)
     late = planes.dataplane.submit(request())
-    threading.Event().wait(0.05)
+    planes.skipped_seconds = 1001.0
     assert late.cancel()
     planes.sessions["dense"].let_go.set()
     held.exception(30)

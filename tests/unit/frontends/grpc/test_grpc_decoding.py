@@ -172,3 +172,19 @@ def test_message_is_refused_when_it_asks_for_an_output_twice() -> None:
 
     with pytest.raises(InvalidArgument, match="output 'y' is asked for twice"):
         decode_request(message)
+
+
+def test_objective_is_read_from_metadata_as_it_is_written() -> None:
+    metadata = (("x-max-latency-ms", "50"), ("x-min-quality", "0.95"), ("x-compression-tier", "int8"), ("x-other", "1"))
+
+    request = decode_request(raw(b"\x01", names="x"), metadata=metadata)
+
+    assert (request.max_latency_ms, request.min_quality, request.tier) == ("50", "0.95", "int8")
+
+
+@pytest.mark.parametrize("name", ["x-compression-tier", "x-max-latency-ms", "x-min-quality"])
+def test_metadata_is_refused_when_it_says_two_things(name: str) -> None:
+    with pytest.raises(InvalidArgument, match=f"metadata {name}: expected one value, got 1, 2"):
+        decode_request(raw(b"\x01", names="x"), metadata=((name, "2"), (name, "1")))
+
+    assert decode_request(raw(b"\x01", names="x"), metadata=((name, "2"), (name, "2"))).parameters == {}

@@ -70,3 +70,21 @@ def test_header_is_refused_when_it_is_given_twice_differently() -> None:
 
 def test_header_is_accepted_when_it_is_given_twice_alike() -> None:
     assert parse_headers([(b"x-compression-tier", b"int8")] * 2).tier == "int8"
+
+
+def test_objective_is_read_as_it_is_written() -> None:
+    parsed = parse_headers([(b"x-max-latency-ms", b" 50 "), (b"x-min-quality", b"0.95")])
+
+    assert (parsed.max_latency_ms, parsed.min_quality) == ("50", "0.95")
+
+
+def test_objective_is_absent_when_its_headers_are_empty() -> None:
+    parsed = parse_headers([(b"x-max-latency-ms", b""), (b"x-min-quality", b" ")])
+
+    assert (parsed.max_latency_ms, parsed.min_quality) == (None, None)
+
+
+@pytest.mark.parametrize("name", [b"x-max-latency-ms", b"x-min-quality"])
+def test_objective_is_refused_when_it_is_given_twice_differently(name: bytes) -> None:
+    with pytest.raises(InvalidArgument, match=f"{name.decode()}: expected one value"):
+        parse_headers([(name, b"1"), (name, b"2")])

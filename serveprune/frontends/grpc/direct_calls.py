@@ -1,0 +1,301 @@
+"""Inference calls without a thread each: the runtime's own thread takes the message, the data plane's sends the answer.
+
+A call that has a thread changes threads five times before it is answered, which costs more than most small models do.
+The runtime offers no other way, so this reaches into it, for the few names in `_NAMES`; where a version of it lacks
+one, `is_supported` says so and `BoundedMethod` serves in its stead.
+"""
+
+import logging
+import threading
+import time
+from collections.abc import Callable
+from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
+from typing import Any
+
+import grpc
+from grpc import _server as runtime
+from grpc._cython import cygrpc
+
+from serveprune.errors import (
+    Cancelled,
+    Code,
+    DeadlineExceeded,
+    Internal,
+    InvalidArgument,
+    ResourceExhausted,
+    ServePruneError,
+    Unavailable,
+)
+from serveprune.frontends.grpc.inference import InferenceService
+from serveprune.frontends.grpc.receiving import ReceivingCalls
+from serveprune.frontends.grpc.runtime import HandlerCallDetails, RpcMethodHandler, ServicerContext
+from serveprune.frontends.grpc.status import details_of, trailing_metadata_of
+from serveprune.oip.messages import InferenceResponse
+
+_log = logging.getLogger(__name__)
+
+_RETRY_SECONDS = 1.0
+_INLINE_BYTES = 2**16
+"""Messages above this size are decoded and encoded in a pool; the runtime's thread serves the others meanwhile."""
+_NAMES = (
+    "_Context",
+    "_possibly_finish_call",
+    "_status",
+    "_is_rpc_state_active",
+    "_CANCELLED",
+    "_RECEIVE_MESSAGE_TOKEN",
+)
+
+
+def is_supported() -> bool:
+    """Tell whether the runtime has what this module needs of it."""
+    return all(hasattr(runtime, name) for name in _NAMES) and hasattr(cygrpc, "ReceiveMessageOperation")
+
+
+class DirectCalls(ThreadPoolExecutor):
+    """Takes the calls of ``ModelInfer`` from the runtime, which takes this for the pool that is to run them.
+
+    No more than so many calls are received or answered at once, for each holds its message; others wait unread, and
+    calls that arrive while too many wait are refused. Thread-safe.
+
+    Args:
+        service: Decodes, submits, encodes.
+        receiving: Cuts off clients that take too long to send their message.
+        max_active: Calls in progress at once.
+        max_waiting: Calls that may wait.
+        timeout_seconds: Within which a call is answered.
+        pool: Works on large messages.
+        on_rejected: Told the code of each call that does not reach the data plane.
+    """
+
+    def __init__(
+        self,
+        service: InferenceService,
+        receiving: ReceivingCalls,
+        *,
+        max_active: int,
+        max_waiting: int,
+        timeout_seconds: float,
+        pool: ThreadPoolExecutor,
+        on_rejected: Callable[[Code], None],
+    ) -> None:
+        super().__init__(1)
+        self._max_active = max_active
+        self._max_waiting = max_waiting
+        self._active: dict[_Call, None] = {}
+        self._waiting: dict[_Call, None] = {}
+        self._lock = threading.Lock()
+        self._handler = grpc.stream_unary_rpc_method_handler(_pooled_in(self))
+        self.service_of = service
+        self.receiving = receiving
+        self.timeout_seconds = timeout_seconds
+        self.pool = pool
+        self.reject = on_rejected
+
+    @property
+    def waiting(self) -> int:
+        """Calls that wait for others to end."""
+        return len(self._waiting)
+
+    def service(self, call: HandlerCallDetails) -> RpcMethodHandler | None:
+        """Return the handler for a call that has just arrived; ``None`` for other methods' calls."""
+        return self._handler if call.method == self.service_of.infer_method else None
+
+    def submit(self, run: Any, respond: Any, /, *arguments: Any, **options: Any) -> Any:
+        """Take a call over from the runtime, which hands over what it would run in a pool."""
+        call = _Call(self, *arguments[:2])
+        with self._lock:
+            refused = len(self._waiting) >= self._max_waiting and len(self._active) >= self._max_active
+            begins = not refused and len(self._active) < self._max_active
+            if begins:
+                self._active[call] = None
+            elif not refused:
+                self._waiting[call] = None
+        if begins:
+            call.receive()
+        elif refused:
+            call.refuse(
+                ResourceExhausted(
+                    f"{self._max_waiting} gRPC calls already wait (server.max_queued_requests); retry later",
+                    retry_after_seconds=_RETRY_SECONDS,
+                )
+            )
+
+    def release(self, call: "_Call") -> None:
+        """Note that a call needs nothing any more, and begin with one that waits."""
+        following = None
+        with self._lock:
+            self._waiting.pop(call, None)
+            if call in self._active:
+                del self._active[call]
+                if self._waiting:
+                    following = next(iter(self._waiting))
+                    del self._waiting[following]
+                    self._active[following] = None
+        if following is not None:
+            following.receive()
+
+    def time_out(self) -> None:
+        """End the calls whose time is over; to be called now and then."""
+        latest = time.monotonic() - self.timeout_seconds
+        with self._lock:
+            overdue = []
+            for call in self._active:  # the oldest first
+                if call.begun > latest:
+                    break
+                overdue.append(call)
+        for call in overdue:
+            call.time_out()
+
+
+class _Call:
+    """One call on its way."""
+
+    __slots__ = ("_calls", "_context", "_event", "_future", "_has_message", "_state", "begun")
+
+    def __init__(self, calls: DirectCalls, event: Any, state: Any) -> None:
+        self._calls = calls
+        self._event = event
+        self._state = state
+        self._context: ServicerContext = runtime._Context(event, state, None)
+        self._future: Future[InferenceResponse] | None = None
+        self._has_message = False
+        self.begun = time.monotonic()
+        state.callbacks.append(self._ended)
+
+    def receive(self) -> None:
+        """Ask the runtime for the message."""
+        self.begun = time.monotonic()
+        self._calls.receiving.begin(self._context)
+        state = self._state
+        with state.condition:
+            active = runtime._is_rpc_state_active(state)
+            if active:
+                operations = (cygrpc.ReceiveMessageOperation(0),)
+                self._event.call.start_server_batch(operations, self._received)
+                state.due.add(runtime._RECEIVE_MESSAGE_TOKEN)
+        if not active:
+            self._ended()
+
+    def refuse(self, error: ServePruneError) -> None:
+        """End a call that does not reach the data plane."""
+        self._has_message = True
+        self._calls.reject(error.code)
+        self._fail(error)
+
+    def time_out(self) -> None:
+        """End a call that took too long."""
+        future = self._future
+        if future is not None:
+            # In this order, for to cancel is an end of its own.
+            self._fail(DeadlineExceeded("the request was not answered in time"))
+            future.cancel()
+
+    def _received(self, event: Any) -> Any:
+        """Take the message, in the thread of the runtime, which this must neither block nor end."""
+        message: bytes | None = event.batch_operations[0].message()
+        self._calls.receiving.end(self._context)
+        if message is None:
+            # The caller has left or has sent none; which of both shows when the call has ended.
+            self._fail(InvalidArgument(f"expected one {self._calls.service_of.request_name}, got none"))
+        else:
+            self._has_message = True
+            if len(message) <= _INLINE_BYTES:
+                self._infer(message)
+            else:
+                self._apart(self._infer, message)
+        state = self._state
+        with state.condition:
+            return runtime._possibly_finish_call(state, runtime._RECEIVE_MESSAGE_TOKEN)
+
+    def _apart(self, work: Callable[[Any], None], subject: Any) -> None:
+        try:
+            self._calls.pool.submit(work, subject)
+        except RuntimeError:  # the pool was shut down
+            self._fail(Unavailable("the server is shutting down", retry_after_seconds=_RETRY_SECONDS))
+
+    def _infer(self, message: bytes) -> None:
+        service = self._calls.service_of
+        try:
+            try:
+                request = service.decode(message, self._context)
+            except ServePruneError as error:
+                self.refuse(error)
+                return
+            future = self._future = service.submit(request)
+            future.add_done_callback(self._done)
+            if not runtime._is_rpc_state_active(self._state):
+                future.cancel()
+        except ServePruneError as error:
+            self._fail(error)
+        except Exception as error:  # whatever it is, the caller must not see it
+            self._fail(_unexpected(error))
+
+    def _done(self, future: "Future[InferenceResponse]") -> None:
+        """Send the answer, in the thread that has it."""
+        # A future keeps its callbacks, and so this call, which must not wait for the garbage collector.
+        self._future = None
+        if future.cancelled():
+            self._fail(Cancelled("the caller left before the request was answered"))
+            return
+        error = future.exception()
+        if error is None:
+            response = future.result()
+            if sum(tensor.array.nbytes for tensor in response.outputs) <= _INLINE_BYTES:
+                self._encode(response)
+            else:
+                self._apart(self._encode, response)
+        elif isinstance(error, ServePruneError):
+            self._fail(error)
+        else:
+            self._fail(_unexpected(error))
+
+    def _encode(self, response: InferenceResponse) -> None:
+        try:
+            serialized, metadata = self._calls.service_of.encode(response)
+            self._finish(serialized, metadata)
+        except ServePruneError as error:
+            self._fail(error)
+        except Exception as error:  # see above
+            self._fail(_unexpected(error))
+
+    def _fail(self, error: ServePruneError) -> None:
+        state = self._state
+        with state.condition:
+            if runtime._is_rpc_state_active(state):
+                state.code = grpc.StatusCode[error.code.name]
+                state.details = details_of(error).encode()
+        self._finish(None, trailing_metadata_of(error))
+
+    def _finish(self, serialized: bytes | None, metadata: tuple[tuple[str, str], ...]) -> None:
+        """Send the end of the call, once; a call whose caller has left is beyond that."""
+        state = self._state
+        with state.condition:
+            if runtime._is_rpc_state_active(state):
+                state.trailing_metadata = metadata
+                runtime._status(self._event, state, serialized)
+        self._calls.release(self)
+
+    def _ended(self) -> None:
+        """Give everything back when the call is over, by an answer or because the caller has left."""
+        future = self._future
+        if future is not None:
+            future.cancel()
+        if not self._has_message:
+            self._calls.receiving.end(self._context)
+            left = self._state.client is runtime._CANCELLED
+            self._calls.reject(Code.CANCELLED if left else Code.INVALID_ARGUMENT)
+        self._calls.release(self)
+
+
+def _pooled_in(calls: DirectCalls) -> Any:
+    def behaviour(messages: Any, context: ServicerContext) -> None:
+        raise AssertionError("the calls were to be taken over from the runtime")
+
+    behaviour.experimental_thread_pool = calls  # type: ignore[attr-defined]
+    return behaviour
+
+
+def _unexpected(error: BaseException) -> Internal:
+    _log.error("unexpected failure in a call of ModelInfer", exc_info=error)
+    return Internal("internal error; see the server's log")

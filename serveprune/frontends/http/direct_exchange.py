@@ -1,0 +1,202 @@
+import logging
+import time
+from concurrent.futures import CancelledError, Future
+from typing import TYPE_CHECKING
+
+from serveprune.errors import Cancelled, Code, DeadlineExceeded, Internal, ServePruneError
+from serveprune.frontends.http.body import Body
+from serveprune.frontends.http.completions import Completions
+from serveprune.frontends.http.errors import BodyTimeout
+from serveprune.frontends.http.inference import InferenceHandler
+from serveprune.frontends.http.reply import Reply, error_reply
+from serveprune.frontends.http.request_headers import RequestHeaders
+from serveprune.frontends.http.routes import HttpRoute
+from serveprune.oip.messages import InferenceResponse
+from serveprune.oip.output_format import OutputFormat
+
+if TYPE_CHECKING:
+    from serveprune.frontends.http.connection import Connection
+
+_log = logging.getLogger(__name__)
+
+_FOR_THE_LOG = (Code.INTERNAL, Code.DATA_LOSS)
+
+
+class _Unheard:
+    """An event nobody waits for."""
+
+    def set(self) -> None:
+        pass
+
+
+class DirectExchange:
+    """One inference and its answer, on a connection's own callbacks; uvicorn takes it for a cycle of its own.
+
+    Attributes:
+        keep_alive: Whether the connection stays open after the answer.
+        response_complete: Whether the answer was sent.
+        disconnected: Whether the client has left.
+    """
+
+    __slots__ = (
+        "_body",
+        "_completions",
+        "_connection",
+        "_deadline",
+        "_future",
+        "_handler",
+        "_headers",
+        "_output_format",
+        "_route",
+        "_started",
+        "disconnected",
+        "keep_alive",
+        "response_complete",
+    )
+
+    message_event = _Unheard()
+
+    def __init__(
+        self,
+        connection: "Connection",
+        handler: InferenceHandler,
+        completions: Completions,
+        route: HttpRoute,
+        headers: RequestHeaders,
+        *,
+        keep_alive: bool,
+    ) -> None:
+        self._connection = connection
+        self._handler = handler
+        self._completions = completions
+        self._route = route
+        self._headers = headers
+        self._deadline = time.monotonic() + handler.timeout_seconds
+        self._body: Body = b""
+        # A future keeps its callbacks, and so this exchange, which must not wait for the garbage collector.
+        self._future: Future[InferenceResponse] | None = None
+        self._started = False
+        self._output_format: OutputFormat | None = None
+        self.keep_alive = keep_alive
+        self.response_complete = self.disconnected = False
+
+    def on_body(self, piece: bytes) -> None:
+        """Keep a piece of the body, if the budget has room for it."""
+        if self.response_complete:
+            return
+        try:
+            self._handler.budget.take(len(piece))
+        except ServePruneError as error:
+            self._refuse(error)
+            return
+        # The common body comes in one piece and is never copied.
+        self._body = bytes(self._body) + piece if self._body else piece
+
+    def on_complete(self) -> None:
+        """Start the inference."""
+        if self.response_complete:
+            return
+        body, self._body = self._body, b""
+        try:
+            try:
+                request, self._output_format = self._handler.decode(body, self._headers, self._route, self._deadline)
+            except ServePruneError as error:
+                self._refuse(error)
+                return
+            finally:
+                self._handler.budget.give_back(len(body))
+            self._started = True
+            future = self._future = self._handler.submit(request)
+        except ServePruneError as error:
+            self._fail(error)
+            return
+        except Exception as error:  # whatever it is, the client gets an answer and the log gets the trace
+            self._fail(_unexpected(error))
+            return
+        self._connection.deadline.set(self._deadline - time.monotonic())
+        future.add_done_callback(self._done)
+
+    def time_out(self, *, patience_seconds: float) -> None:
+        """End it because the rest of the body, or the answer, did not come in time."""
+        if not self._started:
+            self._refuse(BodyTimeout(f"expected the whole body within {patience_seconds:g} s; send it faster"))
+        else:
+            self.give_up(DeadlineExceeded(f"no answer within {self._handler.timeout_seconds:g} s"))
+
+    def give_up(self, reason: ServePruneError) -> None:
+        """Answer with an error and spare the inference, if it can still be spared."""
+        if self._future is not None:
+            self._future.cancel()
+        if not self.response_complete:
+            self._fail(reason)
+
+    def abandon(self) -> None:
+        """Note that the client has left."""
+        self.disconnected = True
+        if self._future is not None:
+            self._future.cancel()
+        if not self._started and not self.response_complete:
+            self._give_body_back()
+            self._handler.reject(Code.CANCELLED)
+
+    def _done(self, future: "Future[InferenceResponse]") -> None:
+        # In the thread that finished it.
+        self._completions.add(self._finish)
+
+    def _finish(self) -> None:
+        if self.response_complete or self.disconnected:
+            return
+        future, self._future = self._future, None
+        assert future is not None
+        assert self._output_format is not None
+        try:
+            response = future.result()
+            if self._handler.is_large(response):
+                encoding = self._handler.encode_apart(response, self._output_format)
+                encoding.add_done_callback(lambda done: self._completions.add(lambda: self._encoded(done)))
+                return
+            reply = self._handler.encode(response, self._output_format)
+        except CancelledError:
+            self._fail(Cancelled("the server gave this inference up"))
+        except ServePruneError as error:
+            self._fail(error)
+        except Exception as error:  # see above
+            self._fail(_unexpected(error))
+        else:
+            self._answer(reply)
+
+    def _encoded(self, encoding: "Future[Reply]") -> None:
+        if self.response_complete or self.disconnected:
+            return
+        try:
+            reply = encoding.result()
+        except ServePruneError as error:
+            self._fail(error)
+        except Exception as error:  # see above
+            self._fail(_unexpected(error))
+        else:
+            self._answer(reply)
+
+    def _refuse(self, error: ServePruneError) -> None:
+        """Answer a request that does not reach the data plane, which counts its own refusals."""
+        self._give_body_back()
+        self._handler.reject(error.code)
+        self._fail(error)
+
+    def _give_body_back(self) -> None:
+        self._handler.budget.give_back(len(self._body))
+        self._body = b""
+
+    def _fail(self, error: ServePruneError) -> None:
+        if error.code in _FOR_THE_LOG:
+            _log.error("inference of %s: %s", self._route.model, error.message)
+        self._answer(error_reply(error))
+
+    def _answer(self, reply: Reply) -> None:
+        self.response_complete = True
+        self._connection.answer(self, reply)
+
+
+def _unexpected(error: Exception) -> Internal:
+    _log.error("an inference failed", exc_info=error)
+    return Internal("internal error; see the server's log")
