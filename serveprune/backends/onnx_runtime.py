@@ -86,12 +86,7 @@ class OnnxRuntimeBackend:
 
     def load(self, path: Path, *, threads: int = 1) -> OnnxRuntimeSession:
         """See `Backend.load`."""
-        options = ort.SessionOptions()
-        options.intra_op_num_threads = threads
-        options.inter_op_num_threads = 1
-        options.log_severity_level = _FATAL_ONLY
-        # An idle server must not burn a core, and several variants share the cores.
-        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+        options = session_options(threads)
         try:
             # Zeros that were packed for the disk are unpacked in memory; no second file is written.
             graph = read_graph(path) if is_compressed(path) else str(path)
@@ -104,6 +99,17 @@ class OnnxRuntimeBackend:
         # Reading a graph and packing its weights leaves about as much freed memory as the weights take.
         give_back()
         return OnnxRuntimeSession(session)
+
+
+def session_options(threads: int) -> ort.SessionOptions:
+    """Return how every graph runs here, with so many threads."""
+    options = ort.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.inter_op_num_threads = 1
+    options.log_severity_level = _FATAL_ONLY
+    # An idle server must not burn a core, and several variants share the cores.
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    return options
 
 
 def _spec(value: Any) -> TensorSpec:

@@ -155,8 +155,9 @@ class GrpcFrontend:
         return [
             ("grpc.max_receive_message_length", config.max_request_bytes),
             ("grpc.max_send_message_length", config.max_request_bytes),
-            # By default a second server on the same port takes half of the first one's calls, without a word.
-            ("grpc.so_reuseport", 0),
+            # By default a second server on the same port takes half of the first one's calls, without a word. Among
+            # processes of one server that is wanted; their supervisor keeps others away.
+            ("grpc.so_reuseport", int(config.processes > 1)),
             # Of one connection; beyond that its client waits by itself, instead of filling this process with calls.
             ("grpc.max_concurrent_streams", max(_MIN_STREAMS, config.grpc_workers + config.max_queued_requests)),
             ("grpc.max_allowed_incoming_connections", config.max_connections),
