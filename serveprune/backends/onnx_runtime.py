@@ -7,6 +7,7 @@ import numpy as np
 import onnxruntime as ort
 
 from serveprune.artifacts.graph_file import is_compressed, read_graph
+from serveprune.backends.native_memory import give_back, keep_little
 from serveprune.errors import Internal, InvalidArgument, ResourceExhausted, ServePruneError
 from serveprune.oip.datatype import Datatype
 from serveprune.oip.tensor import DYNAMIC, Array, TensorSpec
@@ -70,13 +71,18 @@ class OnnxRuntimeSession:
 
     def close(self) -> None:
         """See `Session.close`."""
-        self._session = None
+        if self._session is not None:
+            self._session = None
+            give_back()
 
 
 class OnnxRuntimeBackend:
     """Runs graphs with ONNX Runtime on CPU."""
 
     name = "onnxruntime"
+
+    def __init__(self) -> None:
+        keep_little()
 
     def load(self, path: Path, *, threads: int = 1) -> OnnxRuntimeSession:
         """See `Backend.load`."""
@@ -95,6 +101,8 @@ class OnnxRuntimeBackend:
         except Exception as error:  # ONNX Runtime raises a dozen unrelated types here
             reason = _reason(error).replace(str(path), path.name)
             raise InvalidArgument(f"{path.name}: ONNX Runtime cannot load this graph: {reason}") from error
+        # Reading a graph and packing its weights leaves about as much freed memory as the weights take.
+        give_back()
         return OnnxRuntimeSession(session)
 
 

@@ -43,6 +43,7 @@ class Identity:
     computes_in_caller = True
     inputs = (TensorSpec("x", Datatype.FP32, (-1, 2)),)
     outputs = (TensorSpec("y", Datatype.FP32, (-1, 2)),)
+    computes_in_caller = True
 
     def run(self, feeds: Mapping[str, Array], *, outputs: Sequence[str] = ()) -> list[Array]:
         return [np.asarray(feeds["x"])]
