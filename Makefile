@@ -15,6 +15,8 @@ PIP := $(BIN)/pip install --quiet --disable-pip-version-check
 ARGS ?=
 # Networks that carry their weights in the package; without what they would bring along.
 TEST_MODELS := magika==1.0.3 silero-vad==6.2.3
+CLIENT_PACKAGES := 'tritonclient[http,grpc]==2.73.0' kserve==0.21.0 open-inference-grpc==2.0.0 \
+	open-inference-openapi==2.0.0.1
 
 .PHONY: demo test check install generate benchmark clean
 
@@ -54,10 +56,10 @@ $(VENV)/installed-dev: $(VENV)/installed
 	$(PIP) --no-deps $(TEST_MODELS)
 	touch $@
 
-# A client nobody here wrote, in an environment of its own, as a user would have it.
+# Clients nobody here wrote, in an environment of their own, as a user would have them. None brings torch.
 $(CLIENTS)/installed: Makefile
 	test -x $(CLIENTS)/bin/python || $(PYTHON) -m venv $(CLIENTS)
-	$(CLIENTS)/bin/pip install --quiet --disable-pip-version-check 'tritonclient[http,grpc]==2.73.0'
+	$(CLIENTS)/bin/pip install --quiet --disable-pip-version-check $(CLIENT_PACKAGES)
 	touch $@
 
 clean:

@@ -64,6 +64,10 @@ Served in the Prometheus text format at `/metrics` on the address `server.metric
 `NAME_bucket`, `NAME_sum` and `NAME_count`. Label values come from the registry or from an enumeration, never from
 what clients send. The usual `process_*` and `python_info` series are there as well.
 
+With several serving processes (`server.processes`) each series is shown once for all of them: counters and histograms
+add up, also over processes that were replaced; of a gauge the last column says what is shown of the values of the
+processes that run. `process_*` are sums that count shared memory once.
+
 """
 
 
@@ -209,7 +213,7 @@ def _error_row(error: type[ServePruneError]) -> tuple[str, str, str, str]:
 def render_metrics() -> str:
     """Return the page of all Prometheus series."""
     rows = [_metric_row(metric) for metric in METRICS]
-    table = _table(("name", "type", "labels", "meaning"), rows)
+    table = _table(("name", "type", "labels", "meaning", "of several processes"), rows)
     buckets = [
         (f"`{metric.name}`", ", ".join(f"{bucket:g}" for bucket in metric.buckets))
         for metric in METRICS
@@ -218,8 +222,10 @@ def render_metrics() -> str:
     return f"{GENERATED}{METRICS_INTRODUCTION}{table}\n## Buckets\n\n{_table(('histogram', 'upper bounds'), buckets)}"
 
 
-def _metric_row(metric: Metric) -> tuple[str, str, str, str]:
-    return f"`{metric.name}`", metric.kind, ", ".join(f"`{label}`" for label in metric.labels), metric.help
+def _metric_row(metric: Metric) -> tuple[str, str, str, str, str]:
+    merged = metric.merge if metric.kind == "gauge" else "sum"
+    labels = ", ".join(f"`{label}`" for label in metric.labels)
+    return f"`{metric.name}`", metric.kind, labels, metric.help, merged
 
 
 def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

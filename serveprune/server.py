@@ -11,9 +11,6 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from threading import Event
 from types import FrameType
-from wsgiref.simple_server import WSGIServer
-
-from prometheus_client import start_http_server
 
 from serveprune.artifacts.builder import (
     ArtifactBuilder,
@@ -23,12 +20,13 @@ from serveprune.artifacts.builder import (
     BuildResult,
 )
 from serveprune.artifacts.store import ArtifactStore, StoreEvent
+from serveprune.backends.mapped_graph import MappedOnnxRuntimeBackend
 from serveprune.backends.onnx_runtime import OnnxRuntimeBackend
 from serveprune.config.root import ServePruneConfig
 from serveprune.config.server import Address
-from serveprune.errors import FailedPrecondition
 from serveprune.frontends.grpc.server import GrpcFrontend
 from serveprune.frontends.http.server import HttpFrontend
+from serveprune.frontends.metrics_endpoint import MetricsEndpoint
 from serveprune.models.registry import Model, Registry
 from serveprune.models.repository import VariantRepository
 from serveprune.observability import metrics as series
@@ -50,7 +48,6 @@ _COLLECT_AFTER = (10_000, 50, 100)
 """Python's collector walks everything that is alive to find what holds each other; requests leave little of that, and
 by default it took a tenth of the time that HTTP requests are computed in, and a third of that of gRPC."""
 
-_SIGNAL_POLL_SECONDS = 0.1
 _COMPRESSING_PACKAGES = ("torch", "onnx", "onnx_ir")
 
 
@@ -80,13 +77,20 @@ class ServingOnlyBuilder:
 class Server:
     """All parts of one serving process."""
 
-    def __init__(self, config: ServePruneConfig) -> None:
+    def __init__(self, config: ServePruneConfig, *, shared_builder: ArtifactBuilder | None = None) -> None:
+        """Assemble the parts; nothing runs yet.
+
+        Args:
+            config: What to serve.
+            shared_builder: For one of several processes: builds for all of them. Their supervisor then counts
+                builds, and shows the metrics of all.
+        """
         self.config = config
+        alone = shared_builder is None
         self.metrics = Metrics()
         self._store_events = {event: self.metrics.counter(series.STORE_EVENTS, event) for event in StoreEvent}
         store = ArtifactStore(config.store.path, max_bytes=config.store.max_bytes, on_event=self._count_store_event)
         self.metrics.gauge(series.STORE_BYTES).set_function(store.size_bytes)
-        can_build = all(importlib.util.find_spec(package) for package in _COMPRESSING_PACKAGES)
         deployments = {name: config.deployment(name) for name in config.models}
         self.registry = Registry(
             {
@@ -113,16 +117,15 @@ class Server:
         router = Router(self.registry.models(), self._scheduler, self.metrics, deployments=deployments)
         repository = VariantRepository(
             store,
-            OnnxRuntimeBackend(),
+            OnnxRuntimeBackend() if alone else MappedOnnxRuntimeBackend(store),
             threads=config.server.threads_per_executor,
-            any_environment=not can_build,
+            any_environment=not can_build(),
         )
-        builder = _subprocess_builder(config) if can_build else ServingOnlyBuilder()
         self.controlplane = ControlPlane(
             self.registry,
             repository,
-            builder,
-            VariantReporter(self.metrics),
+            shared_builder or artifact_builder(config),
+            VariantReporter(self.metrics, counts_builds=alone),
             profiles=config.profiles,
             adaptive_state=router.adaptive_state,
             on_settled=_spare_the_collector,
@@ -151,7 +154,7 @@ class Server:
         self._grpc = GrpcFrontend(
             self.dataplane, self.controlplane, config=config.server, on_rejected=self.dataplane.count_rejection
         )
-        self._metrics_server: WSGIServer | None = None
+        self._metrics_endpoint = MetricsEndpoint(self.metrics.registry) if alone else None
 
     def start(self) -> Endpoints:
         """Listen on all ports, then begin to load and build in the background.
@@ -160,13 +163,16 @@ class Server:
             FailedPrecondition: An address cannot be bound; nothing is left running.
         """
         try:
-            endpoints = Endpoints(self._http.start(), self._grpc.start(), self._start_metrics())
+            http, grpc, metrics = self._http.start(), self._grpc.start(), self.config.server.metrics
+            if self._metrics_endpoint is not None:
+                metrics = self._metrics_endpoint.start(metrics)
         except BaseException:
             self.stop(drain_seconds=0.0)
             raise
+        self.metrics.gauge(series.PROCESSES).set(1)
         gc.set_threshold(*_COLLECT_AFTER)
         self.controlplane.start()
-        return endpoints
+        return Endpoints(http, grpc, metrics)
 
     def stop(self, *, drain_seconds: float | None = None) -> bool:
         """Stop accepting, answer what is in flight, end builds, free everything; idempotent.
@@ -190,22 +196,9 @@ class Server:
         at_rest = self.dataplane.close(drain_seconds=_left(deadline))
         at_rest &= self._scheduler.stop(drain_seconds=_left(deadline))
         at_rest &= self.controlplane.stop(timeout_seconds=_left(deadline + _STOP_MARGIN_SECONDS))
-        if self._metrics_server is not None:
-            self._metrics_server.shutdown()
-            self._metrics_server.server_close()
-            self._metrics_server = None
+        if self._metrics_endpoint is not None:
+            self._metrics_endpoint.stop()
         return at_rest
-
-    def _start_metrics(self) -> Address:
-        address = self.config.server.metrics
-        try:
-            server, _ = start_http_server(address.port, address.host, registry=self.metrics.registry)
-        except OSError as error:
-            raise FailedPrecondition(
-                f"server.metrics: cannot listen on {address}: {error.strerror}; choose another port"
-            ) from error
-        self._metrics_server = server
-        return Address(address.host, server.server_port)
 
     def _count_batch(self, executable: Executable, rows: int) -> None:
         self._batch_rows[executable.identity].observe(rows)
@@ -228,7 +221,15 @@ def _left(deadline: float) -> float:
     return max(0.0, deadline - time.monotonic())
 
 
-def _subprocess_builder(config: ServePruneConfig) -> ArtifactBuilder:
+def can_build() -> bool:
+    """Tell whether the compressing half is installed."""
+    return all(importlib.util.find_spec(package) for package in _COMPRESSING_PACKAGES)
+
+
+def artifact_builder(config: ServePruneConfig) -> ArtifactBuilder:
+    """Return what makes the artifacts that the store lacks, in processes of its own."""
+    if not can_build():
+        return ServingOnlyBuilder()
     # Imported here because a serving-only image may leave the package out.
     from serveprune.compression.child import SubprocessBuilder
 
@@ -251,8 +252,3 @@ class StopSignals:
             # their parent, and the kernel releases the leases.
             os._exit(128 + number)
         self.received = True
-
-    def wait(self) -> None:
-        """Return once a signal has come."""
-        while not self.received:
-            time.sleep(_SIGNAL_POLL_SECONDS)

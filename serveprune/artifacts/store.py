@@ -201,6 +201,25 @@ class ArtifactStore:
                 self._housekeeping.make_room()
         return Artifact(self._layout.artifact(manifest.key), manifest)
 
+    def attach(self, staging: Path, *, key: str, name: str) -> Path:
+        """Put what was written to a staging folder into an artifact's own; then evict what exceeds the bound.
+
+        It goes away with the artifact, which the caller leases. It is not of the artifact, so the manifest does not
+        record it: whoever reads it has to know whether it is sound. One of that name that is there is replaced.
+
+        Raises:
+            ResourceExhausted: The disk is full; the store is as it was.
+        """
+        target = self._layout.artifact(key) / name
+        with self._full_disk_reported(staging):
+            sync_tree(staging)
+            if target.exists():
+                self._staging.swallow(target)
+            staging.rename(target)
+            sync_folder(target.parent)
+            self._housekeeping.make_room()
+        return target
+
     def record_import(self, recipe: str, key: str) -> None:
         """Remember that importing this source, in this environment, gave the dense artifact ``key``.
 

@@ -7,6 +7,7 @@ import numpy as np
 import onnxruntime as ort
 
 from serveprune.artifacts.graph_file import is_compressed, read_graph
+from serveprune.backends.native_memory import give_back, keep_little
 from serveprune.errors import Internal, InvalidArgument, ResourceExhausted, ServePruneError
 from serveprune.oip.datatype import Datatype
 from serveprune.oip.tensor import DYNAMIC, Array, TensorSpec
@@ -70,7 +71,9 @@ class OnnxRuntimeSession:
 
     def close(self) -> None:
         """See `Session.close`."""
-        self._session = None
+        if self._session is not None:
+            self._session = None
+            give_back()
 
 
 class OnnxRuntimeBackend:
@@ -78,14 +81,12 @@ class OnnxRuntimeBackend:
 
     name = "onnxruntime"
 
+    def __init__(self) -> None:
+        keep_little()
+
     def load(self, path: Path, *, threads: int = 1) -> OnnxRuntimeSession:
         """See `Backend.load`."""
-        options = ort.SessionOptions()
-        options.intra_op_num_threads = threads
-        options.inter_op_num_threads = 1
-        options.log_severity_level = _FATAL_ONLY
-        # An idle server must not burn a core, and several variants share the cores.
-        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+        options = session_options(threads)
         try:
             # Zeros that were packed for the disk are unpacked in memory; no second file is written.
             graph = read_graph(path) if is_compressed(path) else str(path)
@@ -95,7 +96,20 @@ class OnnxRuntimeBackend:
         except Exception as error:  # ONNX Runtime raises a dozen unrelated types here
             reason = _reason(error).replace(str(path), path.name)
             raise InvalidArgument(f"{path.name}: ONNX Runtime cannot load this graph: {reason}") from error
+        # Reading a graph and packing its weights leaves about as much freed memory as the weights take.
+        give_back()
         return OnnxRuntimeSession(session)
+
+
+def session_options(threads: int) -> ort.SessionOptions:
+    """Return how every graph runs here, with so many threads."""
+    options = ort.SessionOptions()
+    options.intra_op_num_threads = threads
+    options.inter_op_num_threads = 1
+    options.log_severity_level = _FATAL_ONLY
+    # An idle server must not burn a core, and several variants share the cores.
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    return options
 
 
 def _spec(value: Any) -> TensorSpec:

@@ -10,8 +10,9 @@ from serveprune.cli.client import HttpClient
 from serveprune.cli.serving import run, with_addresses
 from serveprune.cli.tier_table import table_console
 from serveprune.config.loading import load_config
+from serveprune.config.root import ServePruneConfig
 from serveprune.errors import MissingExtra, ServePruneError
-from serveprune.server import Endpoints, Server
+from serveprune.server import Endpoints
 
 _DEMO_FOLDER = Path("serveprune-demo")
 _TEXT = "a gripping, funny and beautifully acted film"
@@ -32,11 +33,11 @@ def demo(
     console.print(f"config {config_file}", markup=False, soft_wrap=True)
     config = with_addresses(load_config(config_file), http=http, grpc=grpc, metrics=metrics)
 
-    def show_and_try(server: Server, endpoints: Endpoints) -> list[str]:
+    def show_and_try(config: ServePruneConfig, endpoints: Endpoints) -> list[str]:
         if not check:
-            _print_commands(server, endpoints, folder, console)
+            _print_commands(config, endpoints, folder, console)
             return []
-        return _try_plain_bodies(server, endpoints, folder)
+        return _try_plain_bodies(config, endpoints, folder)
 
     raise typer.Exit(run(config, check=check, console=console, after_settling=show_and_try))
 
@@ -66,17 +67,15 @@ def lay_out(folder: Path) -> Path:
     return config_file
 
 
-def _print_commands(server: Server, endpoints: Endpoints, folder: Path, console: Console) -> None:
+def _print_commands(config: ServePruneConfig, endpoints: Endpoints, folder: Path, console: Console) -> None:
     url = f"http://{endpoints.http}/v2/models"
     console.print("\ntry it from another terminal:")
-    for model in server.registry.models():
-        for tier in model.variants:
+    for name, model in config.models.items():
+        for tier in model.tiers:
             body = f"-H 'Content-Type: text/plain' --data-binary '{_TEXT}'"
-            if model.name == "fashion":
+            if name == "fashion":
                 body = f"-H 'Content-Type: image/png' --data-binary @{folder / 'boot.png'}"
-            console.print(
-                f"  curl -s {body} {url}/{model.name}@{tier}/infer", soft_wrap=True, highlight=False, markup=False
-            )
+            console.print(f"  curl -s {body} {url}/{name}@{tier}/infer", soft_wrap=True, highlight=False, markup=False)
     console.print(
         f"  curl -s http://{endpoints.metrics}/metrics | grep serveprune_",
         soft_wrap=True,
@@ -86,16 +85,16 @@ def _print_commands(server: Server, endpoints: Endpoints, folder: Path, console:
     console.print("\nserving; Ctrl-C stops")
 
 
-def _try_plain_bodies(server: Server, endpoints: Endpoints, folder: Path) -> list[str]:
+def _try_plain_bodies(config: ServePruneConfig, endpoints: Endpoints, folder: Path) -> list[str]:
     """Send a plain text and a PNG to every tier, as the curl lines do; return what went wrong."""
     client, problems = HttpClient(f"http://{endpoints.http}"), []
     bodies = {"minilm": ("text/plain", _TEXT.encode()), "fashion": ("image/png", (folder / "boot.png").read_bytes())}
-    for model in server.registry.models():
-        content_type, body = bodies[model.name]
-        for tier in model.variants:
-            path = f"/v2/models/{model.name}@{tier}/infer"
+    for name, model in config.models.items():
+        content_type, body = bodies[name]
+        for tier in model.tiers:
+            path = f"/v2/models/{name}@{tier}/infer"
             try:
                 client.request("POST", path, body=body, headers={"Content-Type": content_type})
             except ServePruneError as error:
-                problems.append(f"{model.name}@{tier} with {content_type}: {error.message}")
+                problems.append(f"{name}@{tier} with {content_type}: {error.message}")
     return problems

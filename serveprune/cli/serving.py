@@ -1,30 +1,82 @@
 """What `serve` and `demo` share: start, show the builds, test or keep serving, drain."""
 
-import logging
-import os
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from rich.console import Console
 from rich.markup import escape
 
+from serveprune.artifacts.builder import BuildProgress
 from serveprune.cli.console import progress_display
 from serveprune.cli.endpoints_file import endpoints_announced
 from serveprune.cli.self_test import self_test
+from serveprune.cli.stopping import leave
 from serveprune.cli.tier_table import tier_table
 from serveprune.config.root import ServePruneConfig
 from serveprune.config.server import Address
-from serveprune.errors import ConfigError
+from serveprune.errors import ConfigError, ServePruneError
 from serveprune.observability.logs import configure_logs
 from serveprune.preflight import check_datasets
 from serveprune.routing.tier_selection import QUALIFIER
-from serveprune.server import Endpoints, Server, StopSignals
-
-_log = logging.getLogger(__name__)
+from serveprune.server import Endpoints, Server, StopSignals, artifact_builder
+from serveprune.supervision.supervisor import Supervisor
 
 _POLL_SECONDS = 0.2
+_SIGNAL_POLL_SECONDS = 0.1
+_SETTLED = ("ready", "refused", "failed")
+_SERVING_PROCESS = (sys.executable, "-m", "serveprune.cli.serving_process")
+
+
+class Served(Protocol):
+    """A server, in this process or in several others."""
+
+    @property
+    def failure(self) -> ServePruneError | None:
+        """Why it cannot go on, if so."""
+        ...
+
+    def start(self) -> Endpoints:
+        """Listen, and begin to load and build."""
+        ...
+
+    def wait_settled(self, timeout_seconds: float) -> bool:
+        """Wait until every variant serves, was refused or failed; return whether that happened in time."""
+        ...
+
+    def tiers(self) -> list[dict[str, Any]]:
+        """Return how the tiers of all models stand, ready for JSON."""
+        ...
+
+    def self_test(self, endpoints: Endpoints) -> list[str]:
+        """Return what is wrong with the answers of the tiers."""
+        ...
+
+    def stop(self) -> bool:
+        """Drain, and return whether nothing runs any more."""
+        ...
+
+
+class OneProcess:
+    """A server in this process."""
+
+    failure: ServePruneError | None = None
+
+    def __init__(self, config: ServePruneConfig) -> None:
+        self._server = Server(config)
+        self.start = self._server.start
+        self.stop = self._server.stop
+        self.wait_settled = self._server.controlplane.wait_settled
+
+    def tiers(self) -> list[dict[str, Any]]:
+        """See `Served.tiers`."""
+        return [self._server.controlplane.tiers(model.name) for model in self._server.registry.models()]
+
+    def self_test(self, endpoints: Endpoints) -> list[str]:
+        """See `Served.self_test`."""
+        return self_test(self._server, endpoints)
 
 
 def run(
@@ -33,7 +85,7 @@ def run(
     check: bool,
     console: Console,
     endpoints_file: Path | None = None,
-    after_settling: Callable[[Server, Endpoints], list[str]] = lambda server, endpoints: [],
+    after_settling: Callable[[ServePruneConfig, Endpoints], list[str]] = lambda config, endpoints: [],
 ) -> int:
     """Serve until a signal comes, or with ``check`` only until every tier was tested; return the exit code.
 
@@ -47,60 +99,38 @@ def run(
     Raises:
         ConfigError: A calibration or evaluation file does not fit its model.
         FailedPrecondition: An address cannot be bound, or the endpoints file cannot be written.
+        Internal: Serving processes end as often as they are started.
     """
     configure_logs()
     problems = check_datasets(config)
     if problems:
         raise ConfigError(problems)
     stop_signals = StopSignals()
-    server = Server(on_free_ports(config) if check else config)
-    endpoints = server.start()
+    served = _served(on_free_ports(config) if check else config)
+    endpoints = served.start()
     try:
         with endpoints_announced(endpoints, endpoints_file):
-            exit_code = _serve(
-                server,
-                endpoints=endpoints,
-                stop_signals=stop_signals,
-                check=check,
-                console=console,
-                after_settling=after_settling,
-            )
-    finally:
-        at_rest = server.stop()
-    if not at_rest:
-        _log.warning("a batch is still being computed after server.drain_seconds; it is abandoned")
-        sys.stdout.flush()
-        sys.stderr.flush()
-        # An ordinary exit would take the interpreter away from under ONNX Runtime's threads, and abort.
-        os._exit(exit_code)
-    return exit_code
+            _show_start(served, endpoints, stop_signals=stop_signals, console=console)
+            exit_code = 0
+            if stop_signals.received:
+                exit_code = _verdict(["stopped by a signal before every tier was tested"], console) if check else 0
+            else:
+                problems = after_settling(config, endpoints)
+                if check:
+                    exit_code = _verdict(problems + served.self_test(endpoints), console)
+                else:
+                    _wait(served, stop_signals)
+                    console.print("stopping: answering what is in flight")
+    except BaseException:
+        served.stop()
+        raise
+    return leave(served, exit_code=exit_code)
 
 
-def _serve(
-    server: Server,
-    *,
-    endpoints: Endpoints,
-    stop_signals: StopSignals,
-    check: bool,
-    console: Console,
-    after_settling: Callable[[Server, Endpoints], list[str]],
-) -> int:
-    # One line, whatever the width of a terminal that is not there.
-    console.print(
-        f"HTTP http://{endpoints.http}  gRPC {endpoints.grpc}  metrics http://{endpoints.metrics}/metrics",
-        soft_wrap=True,
-    )
-    _show_until_settled(server, stop_signals, console)
-    if stop_signals.received:
-        return _verdict(["stopped by a signal before every tier was tested"], console) if check else 0
-    console.print(tier_table(_tiers(server)))
-    problems = after_settling(server, endpoints)
-    if check:
-        problems += self_test(server, endpoints)
-        return _verdict(problems, console)
-    stop_signals.wait()
-    console.print("stopping: answering what is in flight")
-    return 0
+def _served(config: ServePruneConfig) -> Served:
+    if config.server.processes == 1:
+        return OneProcess(config)
+    return Supervisor(config, command=_SERVING_PROCESS, builder=artifact_builder(config))
 
 
 def on_free_ports(config: ServePruneConfig) -> ServePruneConfig:
@@ -115,24 +145,40 @@ def with_addresses(config: ServePruneConfig, **addresses: str | None) -> ServePr
     return config.model_copy(update={"server": type(config.server).model_validate(server)})
 
 
-def _tiers(server: Server) -> list[dict[str, Any]]:
-    return [server.controlplane.tiers(model.name) for model in server.registry.models()]
-
-
-def _show_until_settled(server: Server, stop_signals: StopSignals, console: Console) -> None:
+def _show_start(served: Served, endpoints: Endpoints, *, stop_signals: StopSignals, console: Console) -> None:
+    """Say where the server listens, follow its builds, and at last print the table of tiers."""
+    # One line, whatever the width of a terminal that is not there.
+    console.print(
+        f"HTTP http://{endpoints.http}  gRPC {endpoints.grpc}  metrics http://{endpoints.metrics}/metrics",
+        soft_wrap=True,
+    )
     finished: set[str] = set()
     with progress_display(console) as display:
         settled = False
         while not settled and not stop_signals.received:
-            settled = server.controlplane.wait_settled(_POLL_SECONDS)
-            for model in server.registry.models():
-                for variant in model.variants.values():
-                    name = f"{model.name}{QUALIFIER}{variant.tier}"
-                    if variant.progress is not None:
-                        display.update(name, variant.progress)
-                    elif variant.state.is_settled and name not in finished:
+            settled = served.wait_settled(_POLL_SECONDS)
+            _check(served)
+            for model in served.tiers():
+                for tier in model["tiers"]:
+                    name = f"{model['name']}{QUALIFIER}{tier['tier']}"
+                    if tier["progress"] is not None:
+                        display.update(name, BuildProgress(**tier["progress"]))
+                    elif tier["state"] in _SETTLED and name not in finished:
                         finished.add(name)
-                        display.finish(name, str(variant.state))
+                        display.finish(name, tier["state"])
+    if settled:
+        console.print(tier_table(served.tiers()))
+
+
+def _wait(served: Served, stop_signals: StopSignals) -> None:
+    while not stop_signals.received:
+        _check(served)
+        time.sleep(_SIGNAL_POLL_SECONDS)
+
+
+def _check(served: Served) -> None:
+    if served.failure is not None:
+        raise served.failure
 
 
 def _verdict(problems: list[str], console: Console) -> int:

@@ -19,6 +19,7 @@ def consistency_problems(data: Mapping[str, Any]) -> list[Problem]:
         _static_passes_without_calibration,
         _deployments_without_model_or_tier,
         _shared_ports,
+        _processes_without_executor,
     )
     return [problem for check in checks for problem in check(data)]
 
@@ -87,6 +88,18 @@ def _shared_ports(data: Mapping[str, Any]) -> Iterator[Problem]:
                 f"expected a port of its own, got {address}, which server.{rival} takes already",
             )
         taken.append((name, address))
+
+
+def _processes_without_executor(data: Mapping[str, Any]) -> Iterator[Problem]:
+    server = _mapping(data, "server")
+    processes, executors = server.get("processes"), server.get("executors")
+    # A default number of executors is that of the cores, which differs between machines that share a config.
+    if isinstance(processes, int) and isinstance(executors, int) and executors < processes:
+        yield Problem(
+            ("server", "processes"),
+            f"expected no more than server.executors ({executors}), for each process computes with at least one, "
+            f"got {processes}",
+        )
 
 
 def _clash(one: Address, other: Address) -> bool:

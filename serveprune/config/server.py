@@ -110,6 +110,13 @@ class ServerConfig(ConfigModel):
         description="Prometheus metrics. Port 0: any free one.",
         json_schema_extra={"default": "127.0.0.1:8082"},
     )
+    processes: WholeNumber = Field(
+        default=1,
+        ge=1,
+        le=64,
+        description="Serving processes that share the ports. Each has an equal part of executors, grpc_workers, "
+        "max_connections and what may be buffered and queued, at least one.",
+    )
     executors: WholeNumber = Field(
         default_factory=lambda: os.cpu_count() or 1,
         ge=1,

@@ -3,6 +3,7 @@
 Label values come from the registry or from an enumeration, never from what a client sent.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -27,25 +28,31 @@ _BATCH_ROWS = (1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0, 128.0, 256.0)
 
 @dataclass(frozen=True, slots=True)
 class Metric:
-    """One line of the table."""
+    """One line of the table.
+
+    Attributes:
+        merge: Of a gauge: what of the values of several serving processes is shown. Counters and histograms add up.
+    """
 
     name: str
     kind: Literal["counter", "gauge", "histogram"]
     help: str
     labels: tuple[str, ...] = _VARIANT
     buckets: tuple[float, ...] = field(default=_REQUEST_SECONDS)
+    merge: Literal["sum", "max", "min"] = "max"
 
 
 REQUESTS = Metric(
     "serveprune_requests_total",
     "counter",
-    "Requests answered, by the tier that served them and the status code (OK or an error code).",
+    "Requests answered, by the status code (OK or an error code) and the tier that served them; those that failed "
+    "before one was chosen by the tier they asked for, or the default tier.",
     (*_VARIANT, "code"),
 )
 REJECTED_REQUESTS = Metric(
     "serveprune_rejected_requests_total",
     "counter",
-    "Requests refused before a tier was chosen, by status code.",
+    "Requests refused before they were admitted to a model, by status code.",
     ("code",),
 )
 REQUEST_SECONDS = Metric(
@@ -71,7 +78,11 @@ DROPPED = Metric(
     (*_VARIANT, "reason"),
 )
 IN_FLIGHT = Metric(
-    "serveprune_requests_in_flight", "gauge", "Requests admitted and not yet answered.", ("model", "version")
+    "serveprune_requests_in_flight",
+    "gauge",
+    "Requests admitted and not yet answered.",
+    ("model", "version"),
+    merge="sum",
 )
 REQUESTED_TIER = Metric(
     "serveprune_requested_tier_total",
@@ -98,7 +109,12 @@ ADAPTIVE_STEPS = Metric(
     "How often the best tier that an adaptive deployment serves changed, by direction: up (better), down (smaller).",
     ("model", "version", "direction"),
 )
-TIER_READY = Metric("serveprune_tier_ready", "gauge", "1 when the tier is loaded, warm and routed to, else 0.")
+TIER_READY = Metric(
+    "serveprune_tier_ready",
+    "gauge",
+    "1 when the tier is loaded, warm and routed to, in every serving process; else 0.",
+    merge="min",
+)
 TIER_QUALITY = Metric(
     "serveprune_tier_quality",
     "gauge",
@@ -147,6 +163,16 @@ STORE_EVENTS = Metric(
     ("event",),
 )
 STORE_BYTES = Metric("serveprune_store_bytes", "gauge", "Size of all artifacts in the store.", ())
+PROCESSES = Metric("serveprune_processes", "gauge", "Serving processes that listen.", (), merge="sum")
+PROCESS_RESTARTS = Metric(
+    "serveprune_process_restarts_total", "counter", "Serving processes that ended unasked and were replaced.", ()
+)
+
+_MULTIPROCESS_MODES: Mapping[str, Literal["livesum", "livemax", "livemin"]] = {
+    "sum": "livesum",
+    "max": "livemax",
+    "min": "livemin",
+}
 
 METRICS: tuple[Metric, ...] = tuple(value for value in list(globals().values()) if isinstance(value, Metric))
 """The whole table, in the order of the module."""
@@ -172,7 +198,14 @@ class Metrics:
             case "counter":
                 self._counters[metric] = Counter(metric.name, metric.help, metric.labels, registry=self.registry)
             case "gauge":
-                self._gauges[metric] = Gauge(metric.name, metric.help, metric.labels, registry=self.registry)
+                self._gauges[metric] = Gauge(
+                    metric.name,
+                    metric.help,
+                    metric.labels,
+                    registry=self.registry,
+                    # "live": what a process that died was up to counts no longer.
+                    multiprocess_mode=_MULTIPROCESS_MODES[metric.merge],
+                )
             case "histogram":
                 self._histograms[metric] = Histogram(
                     metric.name, metric.help, metric.labels, registry=self.registry, buckets=metric.buckets

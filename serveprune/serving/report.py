@@ -67,8 +67,15 @@ def _batches(instance: Instance) -> dict[str, Any]:
 class VariantReporter:
     """Keeps the series of builds and tiers true to the registry."""
 
-    def __init__(self, metrics: Metrics) -> None:
+    def __init__(self, metrics: Metrics, *, counts_builds: bool = True) -> None:
+        """Remember where the series are.
+
+        Args:
+            metrics: Where the series are.
+            counts_builds: Not where several processes wait for one build, and whoever runs it counts it.
+        """
         self._metrics = metrics
+        self._counts_builds = counts_builds
 
     def publish(self, model: Model, variant: Variant) -> None:
         """Set the gauges of one variant."""
@@ -105,6 +112,11 @@ class VariantReporter:
 
     def count_build(self, model: Model, tier: str, result: BuildResult) -> None:
         """Count a finished build."""
-        labels = (model.name, model.version, tier)
-        self._metrics.counter(series.BUILDS, *labels, result.outcome).inc()
-        self._metrics.histogram(series.BUILD_SECONDS, *labels).observe(result.seconds)
+        if self._counts_builds:
+            count_build(self._metrics, (model.name, model.version, tier), result)
+
+
+def count_build(metrics: Metrics, labels: tuple[str, str, str], result: BuildResult) -> None:
+    """Count a finished build of a model, version and tier."""
+    metrics.counter(series.BUILDS, *labels, result.outcome).inc()
+    metrics.histogram(series.BUILD_SECONDS, *labels).observe(result.seconds)

@@ -100,7 +100,7 @@ def main() -> None:
         if shutil.which(program) is None:
             raise SystemExit(f"{program} is not installed")
     with tempfile.TemporaryDirectory() as folder:
-        graph = _graph(arguments.model, Path(folder))
+        graph = benchmark_graph(arguments.model, Path(folder))
         limit = _in_process_limit(graph, seconds=1.0)
         print(f"{arguments.model}: in process, {os.cpu_count()} threads, best batch: {limit:,.0f} rows/s\n")
         print("| protocol | connections | requests/s | of the limit | p50 ms | p99 ms | requests per CPU second |")
@@ -128,7 +128,7 @@ def _measure(
     return Load(rate, p50, p99, rate * (ended - started) / cpu_seconds)
 
 
-def _graph(model: str, folder: Path) -> Graph:
+def benchmark_graph(model: str, folder: Path) -> Graph:
     if model == "fashion":
         declared = onnx.load(FASHION).graph.input[0]
         return Graph(FASHION, declared.name, (1, 28, 28))

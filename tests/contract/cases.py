@@ -56,6 +56,8 @@ class Case:
 
     Attributes:
         tier: Sent as header or metadata ``x-compression-tier``.
+        input_parameters: Of the first input.
+        output_parameters: Of the first output that is asked for.
         expected: Outputs of the answer, in order.
         served_tier: Tier that the answer must name.
         refusal: Code of the error, if it is one.
@@ -71,6 +73,8 @@ class Case:
     id: str | None = None
     parameters: Mapping[str, Parameter] = field(default_factory=dict)
     tier: str | None = None
+    input_parameters: Mapping[str, Parameter] = field(default_factory=dict)
+    output_parameters: Mapping[str, Parameter] = field(default_factory=dict)
     expected: tuple[WireTensor, ...] = ()
     served_tier: str = "dense"
     refusal: Code | None = None
@@ -84,6 +88,27 @@ class Case:
     def has_json_form(self) -> bool:
         """Whether request and answer can be JSON alone; never so for tensors that contradict themselves."""
         return all(tensor.has_json_form for tensor in (*self.inputs, *self.expected))
+
+
+@dataclass(frozen=True, slots=True)
+class ElementsCase:
+    """One input element by element, in JSON or in gRPC's typed contents, that is refused.
+
+    Attributes:
+        elements: As Python's ``json`` writes them.
+        contents: The field of gRPC's contents to send them in; ``None`` where they have no form in it.
+        mentions: What the error's message must contain.
+    """
+
+    name: str
+    datatype: str
+    shape: tuple[int, ...]
+    elements: object
+    contents: str | None
+    mentions: str
+
+    def __str__(self) -> str:
+        return self.name
 
 
 def _is_utf8(element: bytes) -> bool:
@@ -131,6 +156,9 @@ def _identity(name: str, array: Array, datatype: Datatype) -> Case:
         expected=(WireTensor.of("y", array, datatype=datatype),),
     )
 
+
+MAX_ROWS = 4096
+"""Of one request, the default of every server."""
 
 _A = np.array([[1.0, 2.0, 3.0], [4.0, 5.0, 6.0]], dtype=np.float32)
 _B = np.array([[0.5, 0.5, 0.5], [0.0, 1.0, 2.0]], dtype=np.float32)
@@ -199,10 +227,50 @@ REFUSED: tuple[Case, ...] = (
     _refused("wrong static size", _TERMS[0], WireTensor.of("b", _B[:, :2]), mentions="[2, 2]"),
     _refused("empty batch", WireTensor.of("a", _A[:0]), WireTensor.of("b", _B[:0]), mentions="[0, 3]"),
     _refused("rows disagree", _TERMS[0], WireTensor.of("b", _B[:1]), mentions="rows"),
+    _refused(
+        "too many rows",
+        WireTensor.of("x", np.zeros((MAX_ROWS + 1, 1), dtype=np.float32)),
+        model="identity_fp32",
+        mentions=str(MAX_ROWS),
+    ),
+    _refused("empty tier by name", *_TERMS, model="add@", mentions="empty"),
+    Case(
+        "tiers disagree in header and parameter",
+        "add",
+        _TERMS,
+        tier="dense",
+        parameters={"tier": "int8"},
+        refusal=Code.INVALID_ARGUMENT,
+        mentions="more than one tier",
+    ),
+    *(
+        Case(
+            f"{name} is {value!r}",
+            "add",
+            _TERMS,
+            parameters={name: value},
+            refusal=Code.INVALID_ARGUMENT,
+            mentions=name,
+        )
+        for name, value in (("tier", 5), ("tier", True), ("tier", ""), ("strict_tier", "yes"), ("strict_tier", 2))
+    ),
 )
 """Requests in good form that every server with these models refuses."""
 
+_LACKED = (
+    ("input in shared memory", {"input_parameters": {"shared_memory_region": "r"}}, "shared memory"),
+    ("output to shared memory", {"output_parameters": {"shared_memory_region": "r"}}, "shared memory"),
+    ("output as classes", {"output_parameters": {"classification": 3}}, "classification"),
+)
+
+EXTENSIONS: tuple[Case, ...] = tuple(
+    Case(name, "add", _TERMS, ("sum",), refusal=Code.UNIMPLEMENTED, mentions=mentions, **parameters)
+    for name, parameters, mentions in _LACKED
+)
+"""Requests for what other servers of the protocol offer."""
+
 CONTRADICTING: tuple[Case, ...] = (
+    Case("output asked for twice", "add", _TERMS, ("sum", "sum"), refusal=Code.INVALID_ARGUMENT, mentions="'sum'"),
     _refused("input sent twice", *_TERMS, _TERMS[0], mentions="'a'"),
     _refused("unknown datatype", WireTensor("a", "FP8", (2, 3), b"\0" * 6), mentions="FP8"),
     _refused("datatype in lower case", WireTensor("a", "fp32", (1,), b"\0" * 4), mentions="fp32"),
@@ -251,3 +319,31 @@ FAILING: tuple[Case, ...] = (
     Case("damaged store", "damaged", (), refusal=Code.DATA_LOSS, mentions="digest"),
 )
 """Models of the double that fail, each with another code."""
+
+_INT8, _FP32, _BYTES = "int_contents", "fp32_contents", "bytes_contents"
+ELEMENTS: tuple[ElementsCase, ...] = (
+    ElementsCase("integer above its range", "INT8", (1, 2), [1, 128], _INT8, "128"),
+    ElementsCase("integer below its range", "INT8", (1, 2), [1, -129], _INT8, "-129"),
+    ElementsCase("unsigned integer above its range", "UINT16", (1, 1), [2**16], "uint_contents", str(2**16)),
+    ElementsCase("unsigned integer below 0", "UINT64", (1, 1), [-1], None, "-1"),
+    ElementsCase("integer of more than 64 bits", "INT64", (1, 1), [2**63], None, "9223372036854775807"),
+    ElementsCase("fraction for an integer", "INT64", (1, 2), [1, 1.5], None, "1.5"),
+    ElementsCase("truth for an integer", "INT64", (1, 1), [True], None, "boolean"),
+    ElementsCase("number for a truth", "BOOL", (1, 1), [2], None, "2"),
+    ElementsCase("text for a number", "FP32", (1, 1), ["1"], None, "string"),
+    ElementsCase("number for text", "BYTES", (1, 1), [1], None, "number"),
+    ElementsCase("null for a number", "FP32", (1, 1), [None], None, "null"),
+    ElementsCase("NaN", "FP32", (1, 1), [math.nan], None, "NaN"),
+    ElementsCase("infinity", "FP64", (1, 1), [-math.inf], None, "Infinity"),
+    ElementsCase("number above its range", "FP32", (1, 1), [1e39], None, "too large"),
+    ElementsCase("too few elements", "FP32", (1, 3), [1.0, 2.0], _FP32, "3"),
+    ElementsCase("too many elements", "FP32", (1, 3), [1.0, 2.0, 3.0, 4.0], _FP32, "4"),
+    ElementsCase("too few texts", "BYTES", (1, 2), ["a"], _BYTES, "2"),
+    ElementsCase("too few rows", "FP32", (2, 2), [[1.0, 2.0]], None, "[2, 2]"),
+    ElementsCase("rows of different length", "FP32", (2, 2), [[1.0, 2.0], [3.0]], None, "[2, 2]"),
+    ElementsCase("number as data", "FP32", (1, 1), 1.0, None, "array"),
+    ElementsCase("FP16 has no such form", "FP16", (1, 1), [1.0], _FP32, "FP16"),
+    ElementsCase("BF16 has no such form", "BF16", (1, 1), [1.0], _FP32, "BF16"),
+    ElementsCase("huge shape", "FP32", (2**20, 2**19), [1.0], _FP32, str(2**39)),
+)
+"""Elements that are not what datatype and shape say, sent to the identity model of the datatype as ``x``."""

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from contract.cases import identity_model
+from contract.cases import MAX_ROWS, identity_model
 from serveprune.errors import (
     DataLoss,
     DeadlineExceeded,
@@ -30,6 +30,7 @@ from serveprune.oip.messages import (
     ServerMetadata,
 )
 from serveprune.oip.tensor import Array, Tensor, TensorSpec
+from serveprune.routing.tier_selection import choose_tier
 
 Function = Callable[[Mapping[str, Array]], Mapping[str, Array]]
 
@@ -116,11 +117,8 @@ class NumpyPlane:
         return {"model": name, "tiers": [{"name": tier, "state": "READY"} for tier in model.tiers]}
 
     def _resolve(self, request: InferenceRequest) -> tuple[str, str]:
-        name, _, qualified = request.model.partition("@")
-        asked = {tier for tier in (qualified or None, request.tier, request.parameters.get("tier")) if tier}
-        if len(asked) > 1:
-            raise InvalidArgument(f"the request asks for more than one tier: {sorted(map(str, asked))}")
-        return name, str(asked.pop()) if asked else "dense"
+        choice = choose_tier(request)
+        return choice.model, choice.tier or "dense"
 
     def _model(self, name: str, *, version: str | None) -> _Model:
         if name not in self._models or version not in (None, "1"):
@@ -196,6 +194,8 @@ def _problem(model: _Model, given: Mapping[str, Tensor]) -> ServePruneError | No
             return InvalidArgument(f"input {name}: expected {specs[name].datatype}, got {tensor.datatype}")
         if not specs[name].accepts(tensor.shape) or tensor.array.size == 0:
             return InvalidArgument(f"input {name}: expected {specs[name].shape}, got {list(tensor.shape)}")
+        if tensor.shape[0] > MAX_ROWS:
+            return InvalidArgument(f"input {name}: expected at most {MAX_ROWS} rows, got {tensor.shape[0]}")
     missing = [name for name in specs if name not in given]
     if missing and "text" not in given:
         return InvalidArgument(f"missing input {missing[0]!r}")

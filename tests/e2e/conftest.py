@@ -80,7 +80,7 @@ def server(demo: DemoRun, tmp_path_factory: pytest.TempPathFactory) -> Iterator[
 
 @pytest.fixture(scope="session")
 def clients_python() -> Path:
-    """An interpreter that has tritonclient and nothing of serveprune."""
+    """An interpreter that has clients nobody here wrote, and nothing of serveprune."""
     if not CLIENTS_PYTHON.exists():
         pytest.fail(f"{CLIENTS_PYTHON} is missing; `make test` installs it")
     return CLIENTS_PYTHON

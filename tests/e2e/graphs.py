@@ -33,6 +33,9 @@ _ELEMENT_TYPES = {
 SLOW_WIDTH = 256
 """Elements of the input of the model ``slow``."""
 
+CARRIER_WIDTH = 64
+"""Elements of a row of the input ``x`` of the carrier model."""
+
 
 def write_contract_models(folder: Path) -> list[str]:
     """Write the models of the contract table that ONNX can express, and return their names."""
@@ -86,6 +89,66 @@ def write_slow_model(file: Path) -> None:
         ],
         outputs=[helper.make_tensor_value_info("y", TensorProto.FLOAT, [1, SLOW_WIDTH])],
         weights=[numpy_helper.from_array(weight, "weight")],
+    )
+    onnx.save(model, file)
+
+
+def write_carrier_model(file: Path) -> None:
+    """Write a model whose answer says whose it is: ``id`` (N, 1) comes back as ``who``, beside what is made of ``x``.
+
+    ``total`` is id plus the sum of x; ``features`` (N, 16) is a small network of x (N, 64), so that there is something
+    to compute.
+    """
+    random = np.random.default_rng(11)
+    sizes = {"first": (CARRIER_WIDTH, 512), "second": (512, 512), "third": (512, 16)}
+    weights = [
+        numpy_helper.from_array((random.normal(size=size) / size[0] ** 0.5).astype(np.float32), name)
+        for name, size in sizes.items()
+    ]
+    axes = numpy_helper.from_array(np.array([1], dtype=np.int64), "axes")
+    nodes = [
+        helper.make_node("Identity", ["id"], ["who"]),
+        helper.make_node("Cast", ["id"], ["id_as_float"], to=TensorProto.FLOAT),
+        helper.make_node("ReduceSum", ["x", "axes"], ["sum"], keepdims=1),
+        helper.make_node("Add", ["id_as_float", "sum"], ["total"]),
+        helper.make_node("MatMul", ["x", "first"], ["hidden_1"]),
+        helper.make_node("Tanh", ["hidden_1"], ["active_1"]),
+        helper.make_node("MatMul", ["active_1", "second"], ["hidden_2"]),
+        helper.make_node("Tanh", ["hidden_2"], ["active_2"]),
+        helper.make_node("MatMul", ["active_2", "third"], ["features"]),
+    ]
+    model = _model(
+        nodes,
+        inputs=[
+            helper.make_tensor_value_info("id", TensorProto.INT64, ["batch", 1]),
+            helper.make_tensor_value_info("x", TensorProto.FLOAT, ["batch", CARRIER_WIDTH]),
+        ],
+        outputs=[
+            helper.make_tensor_value_info("who", TensorProto.INT64, ["batch", 1]),
+            helper.make_tensor_value_info("total", TensorProto.FLOAT, ["batch", 1]),
+            helper.make_tensor_value_info("features", TensorProto.FLOAT, ["batch", 16]),
+        ],
+        weights=[*weights, axes],
+    )
+    onnx.save(model, file)
+
+
+def write_ragged_model(file: Path) -> None:
+    """Write a model of sequences that are padded by mask: ``echo`` (N, L) are the ids, ``total`` (N, 1) their sum."""
+    sequence, axes = ["batch", "length"], numpy_helper.from_array(np.array([1], dtype=np.int64), "axes")
+    model = _model(
+        [
+            helper.make_node("Mul", ["input_ids", "attention_mask"], ["echo"]),
+            helper.make_node("ReduceSum", ["echo", "axes"], ["total"], keepdims=1),
+        ],
+        inputs=[
+            helper.make_tensor_value_info(name, TensorProto.INT64, sequence) for name in ("input_ids", "attention_mask")
+        ],
+        outputs=[
+            helper.make_tensor_value_info("echo", TensorProto.INT64, sequence),
+            helper.make_tensor_value_info("total", TensorProto.INT64, ["batch", 1]),
+        ],
+        weights=[axes],
     )
     onnx.save(model, file)
 

@@ -2,12 +2,13 @@
 
 import grpc
 import pytest
-from contract.cases import ANSWERED, CONTRADICTING, REFUSED, Case
-from contract.grpc.messages import metadata, outputs, raw_message
+from contract.cases import ANSWERED, CONTRADICTING, ELEMENTS, EXTENSIONS, REFUSED, Case, ElementsCase, WireTensor
+from contract.grpc.messages import elements_message, metadata, outputs, raw_message
 from contract.http import messages as http_messages
 from contract.http.messages import STATUS, binary_message, json_message, path
 
 from e2e.server_process import ServerProcess
+from serveprune.errors import Code
 from serveprune.oip.datatype import Datatype
 
 
@@ -17,6 +18,17 @@ def _is_served_here(case: Case) -> bool:
     return not bfloat16 and "no text" not in case.name and case.served_tier == "dense"
 
 
+REFUSED_HERE = (
+    # The double takes any bytes.
+    Case(
+        "BYTES that are no text",
+        "identity_bytes",
+        (WireTensor("x", "BYTES", (1, 1), b"\x03\0\0\0\xff\x00\xfe"),),
+        refusal=Code.INVALID_ARGUMENT,
+        mentions="UTF-8",
+    ),
+)
+REFUSALS = [*REFUSED, *CONTRADICTING, *EXTENSIONS, *REFUSED_HERE]
 ANSWERED_HERE = [case for case in ANSWERED if _is_served_here(case)]
 
 
@@ -39,7 +51,7 @@ def test_case_is_answered_over_grpc(server: ServerProcess, case: Case) -> None:
     assert answer.id == (case.id or "")
 
 
-@pytest.mark.parametrize("case", [*REFUSED, *CONTRADICTING], ids=str)
+@pytest.mark.parametrize("case", REFUSALS, ids=str)
 def test_case_is_refused_over_http(server: ServerProcess, case: Case) -> None:
     body, headers = binary_message(case)
     answer = server.http.post(path(case), content=body, headers=headers)
@@ -51,7 +63,7 @@ def test_case_is_refused_over_http(server: ServerProcess, case: Case) -> None:
     assert "Traceback" not in answer.text
 
 
-@pytest.mark.parametrize("case", [*REFUSED, *CONTRADICTING], ids=str)
+@pytest.mark.parametrize("case", REFUSALS, ids=str)
 def test_case_is_refused_over_grpc(server: ServerProcess, case: Case) -> None:
     assert case.refusal is not None
     refusal = server.grpc_refusal(raw_message(case), metadata=metadata(case))
@@ -59,6 +71,23 @@ def test_case_is_refused_over_grpc(server: ServerProcess, case: Case) -> None:
     assert refusal.code is grpc.StatusCode[case.refusal]
     assert case.mentions in refusal.details
     assert "Traceback" not in refusal.details
+
+
+@pytest.mark.parametrize("case", [case for case in ELEMENTS if case.datatype != Datatype.BF16], ids=str)
+def test_elements_are_refused_over_http_in_json(server: ServerProcess, case: ElementsCase) -> None:
+    path = f"/v2/models/identity_{case.datatype.lower()}/infer"
+    answer = server.http.post(path, content=http_messages.elements_message(case))
+
+    assert answer.status_code == 400, answer.text
+    assert case.mentions in answer.json()["error"]
+
+
+@pytest.mark.parametrize("case", [case for case in ELEMENTS if case.contents], ids=str)
+def test_elements_are_refused_over_grpc(server: ServerProcess, case: ElementsCase) -> None:
+    refusal = server.grpc_refusal(elements_message(case))
+
+    assert refusal.code is grpc.StatusCode.INVALID_ARGUMENT
+    assert case.mentions in refusal.details
 
 
 def _check_http(server: ServerProcess, case: Case, body: bytes, headers: dict[str, str]) -> None:

@@ -9,6 +9,7 @@ import grpc
 from serveprune.config.server import Address, ServerConfig
 from serveprune.errors import Code, FailedPrecondition
 from serveprune.frontends.grpc import direct_calls
+from serveprune.frontends.grpc.absent_methods import AbsentMethods
 from serveprune.frontends.grpc.bounded_method import BoundedMethod
 from serveprune.frontends.grpc.direct_calls import DirectCalls
 from serveprune.frontends.grpc.health import HealthService, add_health
@@ -89,10 +90,12 @@ class GrpcFrontend:
         methods = UnaryMethods(self._receiving)
         server.add_registered_method_handlers(SERVICE, self._service.quick_handlers(methods, pool=quick))
         inference = self._inference(methods, workers=workers, quick=quick)
+        absent = AbsentMethods(SERVICE, pool=quick)
         if isinstance(inference, DirectCalls):
             server.add_registered_method_handlers(SERVICE, {"ModelInfer": inference.handler})
+            server.add_generic_rpc_handlers((absent,))
         else:
-            server.add_generic_rpc_handlers((inference,))
+            server.add_generic_rpc_handlers((inference, absent))
         self._calls = inference
         add_health(server, self._health, methods=methods, pool=quick)
         add_reflection(server, pool=streaming, streams=self._streams)
@@ -159,8 +162,9 @@ class GrpcFrontend:
         return [
             ("grpc.max_receive_message_length", config.max_request_bytes),
             ("grpc.max_send_message_length", config.max_request_bytes),
-            # By default a second server on the same port takes half of the first one's calls, without a word.
-            ("grpc.so_reuseport", 0),
+            # By default a second server on the same port takes half of the first one's calls, without a word. Among
+            # processes of one server that is wanted; their supervisor keeps others away.
+            ("grpc.so_reuseport", int(config.processes > 1)),
             # Of one connection; beyond that its client waits by itself, instead of filling this process with calls.
             ("grpc.max_concurrent_streams", max(_MIN_STREAMS, config.grpc_workers + config.max_queued_requests)),
             ("grpc.max_allowed_incoming_connections", config.max_connections),

@@ -55,7 +55,7 @@ class HttpFrontend:
         Raises:
             FailedPrecondition: The address cannot be listened on.
         """
-        listener = _listen(self._config.http)
+        listener = _listen(self._config.http, shared=self._config.processes > 1)
         host, port = listener.getsockname()[:2]
         server = _Server(self._uvicorn_config())
         thread = threading.Thread(target=_serve, args=(server, listener), name="http", daemon=True)
@@ -133,12 +133,12 @@ def _serve(server: _Server, listener: socket.socket) -> None:
         _log.exception("the HTTP front end failed")
 
 
-def _listen(address: Address) -> socket.socket:
+def _listen(address: Address, *, shared: bool) -> socket.socket:
     try:
         family, *_, target = socket.getaddrinfo(
             address.host, address.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
         )[0]
-        return socket.create_server((target[0], target[1]), family=family, backlog=_BACKLOG)
+        return socket.create_server((target[0], target[1]), family=family, backlog=_BACKLOG, reuse_port=shared)
     except OSError as error:
         raise FailedPrecondition(
             f"server.http: cannot listen on {address}: {error.strerror or error}; choose another address"

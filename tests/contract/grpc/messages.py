@@ -1,10 +1,11 @@
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
-from contract.cases import Case, WireTensor
+from contract.cases import Case, ElementsCase, WireTensor, identity_model
 from serveprune.frontends.grpc.pb import open_inference_pb2 as pb
+from serveprune.oip.datatype import Datatype
 from serveprune.oip.messages import Parameter
 from serveprune.oip.tensor import Array
 
@@ -37,6 +38,16 @@ def typed_message(case: Case) -> pb.ModelInferRequest:
     return message
 
 
+def elements_message(case: ElementsCase) -> pb.ModelInferRequest:
+    message = pb.ModelInferRequest(model_name=identity_model(Datatype(case.datatype)))
+    given = message.inputs.add(name="x", datatype=case.datatype, shape=case.shape)
+    assert case.contents is not None
+    assert isinstance(case.elements, list)
+    elements = [one.encode() if isinstance(one, str) else one for one in case.elements]
+    getattr(given.contents, case.contents).extend(elements)
+    return message
+
+
 def has_typed_form(case: Case) -> bool:
     return all(tensor.datatype in CONTENTS for tensor in case.inputs)
 
@@ -66,9 +77,17 @@ def _message(case: Case) -> pb.ModelInferRequest:
         message.inputs.add(name=tensor.name, datatype=tensor.datatype, shape=tensor.shape)
     for name in case.outputs:
         message.outputs.add(name=name)
-    for name, value in case.parameters.items():
-        message.parameters[name].CopyFrom(_parameter(value))
+    _add_parameters(message.parameters, case.parameters)
+    if case.input_parameters:
+        _add_parameters(message.inputs[0].parameters, case.input_parameters)
+    if case.output_parameters:
+        _add_parameters(message.outputs[0].parameters, case.output_parameters)
     return message
+
+
+def _add_parameters(field: Any, parameters: Mapping[str, Parameter]) -> None:
+    for name, value in parameters.items():
+        field[name].CopyFrom(_parameter(value))
 
 
 def _parameter(value: Parameter) -> pb.InferParameter:

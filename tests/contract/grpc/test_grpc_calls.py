@@ -1,4 +1,6 @@
+import threading
 import time
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -92,13 +94,42 @@ def test_loading_is_refused_with_the_way_to_do_it(front: RunningFrontend, method
     assert "configuration file" in details
 
 
-def test_method_of_another_extension_is_unimplemented(front: RunningFrontend) -> None:
+def test_method_of_another_extension_is_refused_by_name(front: RunningFrontend) -> None:
     statistics = front.channel.unary_unary("/inference.GRPCInferenceService/ModelStatistics")
 
     with pytest.raises(grpc.RpcError) as refusal:
         statistics(b"")
 
-    assert status(refusal.value)[0] is grpc.StatusCode.UNIMPLEMENTED
+    code, details = status(refusal.value)
+    assert code is grpc.StatusCode.UNIMPLEMENTED
+    assert "ModelStatistics" in details
+
+
+def test_stream_of_requests_is_refused_by_name_while_it_is_still_open(front: RunningFrontend) -> None:
+    stream = front.channel.stream_stream("/inference.GRPCInferenceService/ModelStreamInfer")
+    more = threading.Event()
+
+    def messages() -> Iterator[bytes]:
+        yield b""
+        more.wait(20)
+
+    with pytest.raises(grpc.RpcError) as refusal:
+        next(stream(messages()))
+    more.set()
+
+    code, details = status(refusal.value)
+    assert code is grpc.StatusCode.UNIMPLEMENTED
+    assert "ModelStreamInfer" in details
+    assert "one call of ModelInfer" in details
+
+
+def test_method_of_another_service_is_left_to_the_runtime(front: RunningFrontend) -> None:
+    call = front.channel.unary_unary("/inference.AnotherService/ModelInfer")
+
+    with pytest.raises(grpc.RpcError) as refusal:
+        call(b"")
+
+    assert status(refusal.value) == (grpc.StatusCode.UNIMPLEMENTED, "Method not found!")
 
 
 @pytest.mark.parametrize("method", ["ModelInfer", "ModelReady"])

@@ -3,9 +3,9 @@ from typing import Any
 import grpc
 import pytest
 
-from contract.cases import ANSWERED, CONTRADICTING, FAILING, REFUSED, Case
+from contract.cases import ANSWERED, CONTRADICTING, ELEMENTS, EXTENSIONS, FAILING, REFUSED, Case, ElementsCase
 from contract.grpc.conftest import RunningFrontend
-from contract.grpc.messages import has_typed_form, metadata, outputs, raw_message, typed_message
+from contract.grpc.messages import elements_message, has_typed_form, metadata, outputs, raw_message, typed_message
 from contract.numpy_plane import SECRET
 from serveprune.frontends.grpc.pb import open_inference_pb2 as pb
 
@@ -23,7 +23,7 @@ def test_case_is_answered_when_its_contents_are_typed(front: RunningFrontend, ca
     _check_answer(front, case, typed_message(case))
 
 
-@pytest.mark.parametrize("case", [*REFUSED, *CONTRADICTING, *FAILING], ids=str)
+@pytest.mark.parametrize("case", [*REFUSED, *CONTRADICTING, *EXTENSIONS, *FAILING], ids=str)
 def test_case_is_refused_when_its_contents_are_raw(front: RunningFrontend, case: Case) -> None:
     _check_refusal(front, case, raw_message(case))
 
@@ -33,7 +33,18 @@ def test_case_is_refused_when_its_contents_are_typed(front: RunningFrontend, cas
     _check_refusal(front, case, typed_message(case))
 
 
-@pytest.mark.parametrize("case", CONTRADICTING, ids=str)
+@pytest.mark.parametrize("case", [case for case in ELEMENTS if case.contents], ids=str)
+def test_elements_are_refused_when_contents_are_typed(front: RunningFrontend, case: ElementsCase) -> None:
+    with pytest.raises(grpc.RpcError) as refusal:
+        front.stub.ModelInfer(elements_message(case))
+
+    error: Any = refusal.value
+    assert error.code() is grpc.StatusCode.INVALID_ARGUMENT
+    assert case.mentions in error.details()
+    assert front.rejected == ["INVALID_ARGUMENT"]
+
+
+@pytest.mark.parametrize("case", [*CONTRADICTING, *EXTENSIONS], ids=str)
 def test_rejection_is_counted_when_the_data_plane_never_saw_the_request(front: RunningFrontend, case: Case) -> None:
     with pytest.raises(grpc.RpcError):
         front.stub.ModelInfer(raw_message(case))

@@ -1,12 +1,13 @@
 """Contract cases as HTTP requests, and HTTP answers as tensors."""
 
+import json
 from collections.abc import Mapping
 from typing import Any
 
 import httpx
 import orjson
 
-from contract.cases import Case, WireTensor
+from contract.cases import Case, ElementsCase, WireTensor
 from serveprune.oip.binary_tensors import decode_binary
 from serveprune.oip.datatype import Datatype
 from serveprune.oip.json_tensors import decode_json_data
@@ -34,7 +35,14 @@ def json_message(case: Case) -> tuple[bytes, dict[str, str]]:
     document = _document(case, [_json_input(tensor) for tensor in case.inputs])
     if case.outputs:
         document["outputs"] = [{"name": name} for name in case.outputs]
+    _add_parameters(document, case)
     return orjson.dumps(document), _headers(case)
+
+
+def elements_message(case: ElementsCase) -> bytes:
+    """JSON as Python's own module writes it, NaN and Infinity included."""
+    given = {"name": "x", "datatype": case.datatype, "shape": list(case.shape), "data": case.elements}
+    return json.dumps({"inputs": [given]}).encode()
 
 
 def binary_message(case: Case) -> tuple[bytes, dict[str, str]]:
@@ -44,6 +52,7 @@ def binary_message(case: Case) -> tuple[bytes, dict[str, str]]:
         document["outputs"] = [{"name": name, "parameters": {"binary_data": True}} for name in case.outputs]
     else:
         document.setdefault("parameters", {})["binary_data_output"] = True
+    _add_parameters(document, case)
     text = orjson.dumps(document)
     headers = _headers(case) | {"Inference-Header-Content-Length": str(len(text))}
     return b"".join([text, *(tensor.content for tensor in case.inputs)]), headers
@@ -60,6 +69,12 @@ def _document(case: Case, inputs: list[dict[str, Any]]) -> dict[str, Any]:
     if case.parameters:
         document["parameters"] = dict(case.parameters)
     return document
+
+
+def _add_parameters(document: dict[str, Any], case: Case) -> None:
+    for kind, parameters in (("inputs", case.input_parameters), ("outputs", case.output_parameters)):
+        if parameters:
+            document[kind][0].setdefault("parameters", {}).update(parameters)
 
 
 def _declaration(tensor: WireTensor) -> dict[str, Any]:

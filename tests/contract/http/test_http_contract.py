@@ -3,8 +3,8 @@ import zlib
 
 import pytest
 
-from contract.cases import ANSWERED, CONTRADICTING, FAILING, REFUSED, Case
-from contract.http.messages import STATUS, binary_message, json_message, outputs, path
+from contract.cases import ANSWERED, CONTRADICTING, ELEMENTS, EXTENSIONS, FAILING, REFUSED, Case, ElementsCase
+from contract.http.messages import STATUS, binary_message, elements_message, json_message, outputs, path
 from contract.http.served import Served
 from contract.numpy_plane import SECRET
 
@@ -64,11 +64,23 @@ def test_case_is_answered_when_its_binary_form_is_zipped(served: Served, case: C
     check_answer(served, case, gzip.compress(body), headers | {"Content-Encoding": "gzip"}, binary=True)
 
 
-@pytest.mark.parametrize("case", [*REFUSED, *FAILING], ids=str)
+@pytest.mark.parametrize("case", [*REFUSED, *EXTENSIONS, *FAILING], ids=str)
 def test_case_is_refused_in_json(served: Served, case: Case) -> None:
     check_refusal(served, case, *json_message(case))
 
 
-@pytest.mark.parametrize("case", [*REFUSED, *CONTRADICTING, *FAILING], ids=str)
+@pytest.mark.parametrize("case", [*REFUSED, *CONTRADICTING, *EXTENSIONS, *FAILING], ids=str)
 def test_case_is_refused_in_binary(served: Served, case: Case) -> None:
     check_refusal(served, case, *binary_message(case))
+
+
+@pytest.mark.parametrize("case", ELEMENTS, ids=str)
+def test_elements_are_refused_in_json(served: Served, case: ElementsCase) -> None:
+    served.rejected.clear()
+
+    answer = served.client.post(f"/v2/models/identity_{case.datatype.lower()}/infer", content=elements_message(case))
+
+    assert answer.status_code == 400, answer.text
+    assert set(answer.json()) == {"error"}
+    assert case.mentions in answer.json()["error"]
+    assert served.rejected == ["INVALID_ARGUMENT"]

@@ -19,8 +19,8 @@ MODEL_KEYS = (
     "max_queue_delay_ms"
 )
 SERVER_KEYS = (
-    "http, grpc, metrics, executors, threads_per_executor, grpc_workers, max_request_bytes, max_buffered_bytes, "
-    "max_connections, max_header_bytes, max_request_rows, max_queued_requests, max_queued_bytes, "
+    "http, grpc, metrics, processes, executors, threads_per_executor, grpc_workers, max_request_bytes, "
+    "max_buffered_bytes, max_connections, max_header_bytes, max_request_rows, max_queued_requests, max_queued_bytes, "
     "request_timeout_seconds, body_timeout_seconds, drain_seconds"
 )
 
@@ -472,6 +472,14 @@ CASES = {
         MODEL + "server: {http: '0.0.0.0:9000', metrics: 'localhost:9000'}\n",
         ":2: server.metrics: expected a port of its own, got localhost:9000, which server.http takes already",
     ),
+    "more processes than executors": (
+        MODEL + "server: {executors: 2, processes: 4}\n",
+        (
+            ":2: server.processes: expected no more than server.executors (2), for each process computes with at "
+            "least one, got 4"
+        ),
+    ),
+    "no process": (MODEL + "server: {processes: 0}\n", ":2: server.processes: expected a number of at least 1, got 0"),
     # Environment variables
     "variable that is not set": (
         source("onnx: '${NOT_SET}/model.onnx'"),

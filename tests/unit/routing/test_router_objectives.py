@@ -43,6 +43,7 @@ class Identity:
     computes_in_caller = True
     inputs = (TensorSpec("x", Datatype.FP32, (-1, 2)),)
     outputs = (TensorSpec("y", Datatype.FP32, (-1, 2)),)
+    computes_in_caller = True
 
     def run(self, feeds: Mapping[str, Array], *, outputs: Sequence[str] = ()) -> list[Array]:
         return [np.asarray(feeds["x"])]
@@ -205,13 +206,19 @@ def test_objective_is_met_by_the_best_tier_in_time_or_the_fastest_that_is_good_e
             {},
             {"latency": 0.050, "wait": 0.100, "quality": 0.95},
             ResourceExhausted,
-            "model minilm: no tier would answer within 50 ms now: dense in 140 ms, int8 in 120 ms; allow more, or retry in 70 ms",
+            "no tier would answer within 50 ms now: dense in 140 ms, int8 in 120 ms; allow more, or retry in 70 ms",
         ),
         (
             {},
             {"latency": 0.050, "elapsed": 0.060},
             DeadlineExceeded,
             "model minilm: max_latency_ms is 50 ms, and 60 ms had passed before its turn",
+        ),
+        (
+            {},
+            {"latency": 0.005, "elapsed": 0.060},
+            InvalidArgument,
+            "no tier answers within 5 ms even on an idle server",
         ),
         ({"dense": BUILDING}, {"quality": 0.99}, Unavailable, "dense is still being built; retry later"),
         ({"dense": FAILED}, {"quality": 0.99}, FailedPrecondition, "the build of dense failed"),

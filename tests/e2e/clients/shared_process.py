@@ -1,4 +1,4 @@
-"""tritonclient and serveprune's gRPC front end in one process: ``python shared_process_script.py ORDER ADDRESS``.
+"""tritonclient and serveprune's gRPC front end in one process: ``python shared_process.py ORDER ADDRESS``.
 
 Both bring a protobuf package called ``inference``; a pool that both wrote to would end the process.
 """

@@ -1,0 +1,346 @@
+"""The process that serves nothing itself: it starts those that do, and keeps them running."""
+
+import logging
+import selectors
+import signal
+import threading
+import time
+from collections.abc import Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+from prometheus_client import CollectorRegistry, PlatformCollector
+
+from serveprune.artifacts.builder import ArtifactBuilder, BuildRequest, BuildResult
+from serveprune.artifacts.store import ArtifactStore
+from serveprune.config.root import ServePruneConfig
+from serveprune.errors import Code, FailedPrecondition, Internal, ServePruneError
+from serveprune.frontends.metrics_endpoint import MetricsEndpoint
+from serveprune.observability import metrics as series
+from serveprune.observability.metrics import Metrics
+from serveprune.observability.process_totals import ProcessTotals
+from serveprune.observability.shared_values import MergedCollector, forget_gauges, values_shared
+from serveprune.server import Endpoints
+from serveprune.serving.report import count_build
+from serveprune.supervision.division import config_of_one_process
+from serveprune.supervision.messages import (
+    Begin,
+    BuildAsked,
+    BuildEnded,
+    BuildProgressed,
+    Channel,
+    CheckAsked,
+    Checked,
+    Listening,
+    Message,
+    NotStarted,
+    Standing,
+)
+from serveprune.supervision.reserved_port import ReservedPort, reserve_port
+from serveprune.supervision.restart_policy import RestartPolicy
+from serveprune.supervision.series_folder import series_folder
+from serveprune.supervision.serving_child import ServingChild
+from serveprune.supervision.shared_builds import SharedBuilds
+
+_log = logging.getLogger(__name__)
+
+_POLL_SECONDS = 0.1
+_TEST_SECONDS = 600.0
+_STOP_MARGIN_SECONDS = 15.0
+"""Beyond the drain, for what a process that stops does after it; then it is killed."""
+_KILL_SECONDS = 5.0
+_OWN_NAME = "supervisor"
+_POLICY = RestartPolicy()
+
+
+class _Place:
+    """One of the serving processes, in the course of time: who has its place, and when it is to be filled again."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self.child: ServingChild | None = None
+        self.early_deaths = 0
+        self.start_at = 0.0
+
+
+class Supervisor:
+    """N serving processes that look like one server: same ports, one build for all, one page of metrics.
+
+    One thread starts processes, reads what they say, and waits for their ends. It lives as long as they do: the
+    kernel tells a child that its parent died when the thread dies that started it.
+    """
+
+    def __init__(
+        self,
+        config: ServePruneConfig,
+        *,
+        command: Sequence[str],
+        builder: ArtifactBuilder,
+        policy: RestartPolicy = _POLICY,
+    ) -> None:
+        """Describe a server; nothing runs yet.
+
+        Args:
+            config: What to serve, and by how many processes.
+            command: Runs one of them; see `ServingChild`.
+            builder: Builds for all.
+            policy: When one that ended is replaced.
+        """
+        self._config = config
+        self._command = command
+        self._builder = builder
+        self._policy = policy
+        self._places = [_Place(str(number)) for number in range(config.server.processes)]
+        self._totals = ProcessTotals()
+        self._changed = threading.Condition()
+        self._stopping = threading.Event()
+        self._kill = threading.Event()
+        self._failure: ServePruneError | None = None
+        self._checked: list[str] | None = None
+        self._thread = threading.Thread(target=self._supervise, name="supervision", daemon=True)
+        self._held = ExitStack()
+        self._ports: dict[str, ReservedPort] = {}
+        self._metrics: Metrics | None = None
+        self._builds: SharedBuilds | None = None
+        self._folder = Path()
+
+    def start(self) -> Endpoints:
+        """Start all processes, and return once all of them listen.
+
+        Raises:
+            FailedPrecondition: An address cannot be bound; nothing is left running.
+            Internal: A process ended before it listened.
+        """
+        try:
+            endpoints = self._prepare()
+            self._thread.start()
+            with self._changed:
+                self._changed.wait_for(lambda: self._failure is not None or self._all_listen())
+            if self._failure is not None:
+                raise self._failure
+        except BaseException:
+            self.stop(drain_seconds=0.0)
+            raise
+        return endpoints
+
+    def stop(self, *, drain_seconds: float | None = None) -> bool:
+        """Have all processes drain at the same time, end builds, and release everything; idempotent.
+
+        Returns:
+            True: what still runs after its patience is killed, so nothing does.
+        """
+        drain = self._config.server.drain_seconds if drain_seconds is None else drain_seconds
+        if self._builds is not None:
+            self._builds.cancel()
+        self._stopping.set()
+        if self._thread.is_alive():
+            self._thread.join(drain + _STOP_MARGIN_SECONDS)
+            if self._thread.is_alive():
+                _log.error("serving processes did not stop within %.0f s; killed", drain + _STOP_MARGIN_SECONDS)
+                self._kill.set()
+                self._thread.join(_KILL_SECONDS)
+        if self._builds is not None:
+            self._builds.close(timeout_seconds=_STOP_MARGIN_SECONDS)
+        self._held.close()
+        return True
+
+    @property
+    def failure(self) -> ServePruneError | None:
+        """Why the server cannot go on, if so; then it is to be stopped."""
+        return self._failure
+
+    def wait_settled(self, timeout_seconds: float) -> bool:
+        """Wait until every variant serves, was refused or failed, in every process; return whether that happened."""
+        with self._changed:
+            return self._changed.wait_for(self._all_settled, timeout_seconds)
+
+    def tiers(self) -> list[dict[str, Any]]:
+        """Return how the tiers of all models stand in the first process that said so, ready for JSON."""
+        with self._changed:
+            standings = [child.standing for child in self._children() if child.standing is not None]
+        return list(standings[0].models) if standings else []
+
+    def self_test(self, endpoints: Endpoints) -> list[str]:
+        """Have each process send real requests to every tier, which any of them may answer; return what was wrong."""
+        problems: list[str] = []
+        for child in self._children():
+            with self._changed:
+                self._checked = None
+                child.channel.send(CheckAsked(http=endpoints.http, grpc=endpoints.grpc, metrics=endpoints.metrics))
+                self._changed.wait_for(lambda: self._checked is not None or self._failure is not None, _TEST_SECONDS)
+                answer = self._checked
+            problems += [f"process {child.name} did not finish its test"] if answer is None else answer
+        return list(dict.fromkeys(problems))
+
+    def _prepare(self) -> Endpoints:
+        """Take the ports and all else that processes share."""
+        server, held = self._config.server, self._held
+        if server.processes > server.executors:
+            _log.warning(
+                "server.processes (%d) is above server.executors (%d): each process computes with one all the same",
+                server.processes, server.executors,
+            )  # fmt: skip
+        for name, address in (("http", server.http), ("grpc", server.grpc)):
+            self._ports[name] = port = reserve_port(address, setting=f"server.{name}")
+            held.callback(port.release)
+        self._folder = held.enter_context(series_folder())
+        held.enter_context(values_shared(self._folder, process=_OWN_NAME))
+        self._metrics = Metrics()
+        self._builds = SharedBuilds(self._builder, on_ended=self._count_build)
+        endpoint = MetricsEndpoint(self._registry())
+        held.callback(endpoint.stop)
+        shown_at = endpoint.start(server.metrics)
+        real = {name: port.address for name, port in self._ports.items()}
+        self._config = self._config.model_copy(update={"server": server.model_copy(update=real)})
+        return Endpoints(real["http"], real["grpc"], shown_at)
+
+    def _registry(self) -> CollectorRegistry:
+        store = ArtifactStore(self._config.store.path, max_bytes=self._config.store.max_bytes)
+        registry = CollectorRegistry()
+        registry.register(MergedCollector(self._folder, gauges={series.STORE_BYTES: store.size_bytes}))
+        registry.register(self._totals)
+        PlatformCollector(registry=registry)
+        return registry
+
+    def _children(self) -> list[ServingChild]:
+        return [place.child for place in self._places if place.child is not None]
+
+    def _all_listen(self) -> bool:
+        children = self._children()
+        return len(children) == len(self._places) and all(child.listening is not None for child in children)
+
+    def _all_settled(self) -> bool:
+        children = self._children()
+        settled = [child for child in children if child.standing is not None and child.standing.settled]
+        return len(settled) == len(self._places)
+
+    def _supervise(self) -> None:
+        try:
+            with selectors.DefaultSelector() as selector:
+                while not self._stopping.is_set():
+                    self._fill_places(selector)
+                    self._look(selector)
+                for child in self._children():
+                    child.send_signal(signal.SIGTERM)
+                while self._children():
+                    if self._kill.is_set():
+                        for child in self._children():
+                            child.send_signal(signal.SIGKILL)
+                    self._look(selector)
+        except Exception:  # a thread's exception has no other way out
+            _log.exception("the supervision failed")
+            self._fail(Internal("the supervision of the serving processes failed; see the server's log"))
+
+    def _fill_places(self, selector: selectors.BaseSelector) -> None:
+        for place in self._places:
+            if place.child is not None or time.monotonic() < place.start_at or self._failure is not None:
+                continue
+            child = ServingChild(self._command, name=place.name)
+            self._totals.add(child.pid)
+            selector.register(child.channel, selectors.EVENT_READ, place)
+            selector.register(child.pidfd, selectors.EVENT_READ, place)
+            with self._changed:
+                place.child = child
+            begin = Begin(config=config_of_one_process(self._config), process=place.name, series_folder=self._folder)
+            child.channel.send(begin)
+
+    def _look(self, selector: selectors.BaseSelector) -> None:
+        """Read what processes said, and take note of those that ended."""
+        for key, _ in selector.select(_POLL_SECONDS):
+            place: _Place = key.data
+            child = place.child
+            if child is None:
+                continue  # it ended, and this is the other of its two descriptors
+            if isinstance(key.fileobj, Channel):
+                self._read(child, selector)
+            elif child.reap():
+                # What it said last may still wait to be read.
+                while child.channel.fileno() in selector.get_map() and self._read(child, selector):
+                    pass
+                self._bury(place, child, selector)
+
+    def _read(self, child: ServingChild, selector: selectors.BaseSelector) -> bool:
+        messages = child.channel.receive()
+        if messages is None:
+            selector.unregister(child.channel)
+            # It may have closed its end and live on, deaf.
+            child.send_signal(signal.SIGTERM)
+            return False
+        for message in messages:
+            self._take(child, message)
+        return True
+
+    def _take(self, child: ServingChild, message: Message) -> None:
+        if isinstance(message, BuildAsked):
+            self._ask_build(child, message)
+            return
+        with self._changed:
+            match message:
+                case Listening():
+                    child.listening = message
+                case Standing():
+                    child.standing = message
+                case Checked():
+                    self._checked = list(message.problems)
+                case NotStarted():
+                    self._failure = self._failure or _as_error(message)
+            self._changed.notify_all()
+
+    def _ask_build(self, child: ServingChild, asked: BuildAsked) -> None:
+        assert self._builds is not None
+        channel, number = child.channel, asked.number
+        self._builds.ask(
+            asked.request,
+            on_progress=lambda progress: _ignore(channel.send(BuildProgressed(number=number, progress=progress))),
+            on_result=lambda result: _ignore(channel.send(BuildEnded(number=number, result=result))),
+        )
+
+    def _bury(self, place: _Place, child: ServingChild, selector: selectors.BaseSelector) -> None:
+        """Clear up after a process that ended, and decide when its place is filled again."""
+        if child.channel.fileno() in selector.get_map():
+            selector.unregister(child.channel)
+        selector.unregister(child.pidfd)
+        child.close()
+        self._totals.remove(child.pid, cpu_seconds=child.cpu_seconds)
+        forget_gauges(self._folder, process=place.name)
+        with self._changed:
+            place.child = None
+        if self._stopping.is_set() or self._failure is not None:
+            return
+        assert self._metrics is not None
+        self._metrics.counter(series.PROCESS_RESTARTS).inc()
+        lived = time.monotonic() - child.started
+        following = self._policy.after_death(lived_seconds=lived, early_deaths=place.early_deaths)
+        place.early_deaths = following.early_deaths
+        if following.delay_seconds is None:
+            self._fail(
+                Internal(
+                    f"serving process {place.name} {child.describe_end()}, the last of {following.early_deaths} times "
+                    "in a row soon after its start; the server ends"
+                )
+            )
+            return
+        _log.error(
+            "serving process %s (pid %d) %s; started again in %.1f s",
+            place.name, child.pid, child.describe_end(), following.delay_seconds,
+        )  # fmt: skip
+        place.start_at = time.monotonic() + following.delay_seconds
+
+    def _fail(self, failure: ServePruneError) -> None:
+        with self._changed:
+            self._failure = self._failure or failure
+            self._changed.notify_all()
+
+    def _count_build(self, request: BuildRequest, result: BuildResult) -> None:
+        assert self._metrics is not None
+        count_build(self._metrics, (request.model_name, request.model.version, request.tier), result)
+
+
+def _ignore(_: object) -> None:
+    """Take no note: a process that died asks again when it has been replaced."""
+
+
+def _as_error(message: NotStarted) -> ServePruneError:
+    kind = FailedPrecondition if message.code is Code.FAILED_PRECONDITION else Internal
+    return kind(message.message)
