@@ -33,6 +33,7 @@ from serveprune.models.registry import Model, Registry
 from serveprune.models.repository import VariantRepository
 from serveprune.observability import metrics as series
 from serveprune.observability.metrics import Metrics
+from serveprune.routing.router import Router
 from serveprune.scheduling.job import Executable
 from serveprune.scheduling.scheduler import Drop, Scheduler
 from serveprune.serving.admission import Admission
@@ -86,9 +87,12 @@ class Server:
         store = ArtifactStore(config.store.path, max_bytes=config.store.max_bytes, on_event=self._count_store_event)
         self.metrics.gauge(series.STORE_BYTES).set_function(store.size_bytes)
         can_build = all(importlib.util.find_spec(package) for package in _COMPRESSING_PACKAGES)
+        deployments = {name: config.deployment(name) for name in config.models}
         self.registry = Registry(
             {
-                name: Model(name, model, default_tier=config.deployment(name).default_tier)
+                name: Model(
+                    name, model, default_tier=deployments[name].default_tier, priority=deployments[name].priority
+                )
                 for name, model in config.models.items()
             }
         )
@@ -100,6 +104,13 @@ class Server:
         self._corrections = {
             identity: self.metrics.gauge(series.TIER_LATENCY_CORRECTION, *identity) for identity in self._batch_rows
         }
+        self._scheduler = Scheduler(
+            executors=config.server.executors,
+            shares={name: deployment.share for name, deployment in deployments.items()},
+            on_batch=self._count_batch,
+            on_drop=self._count_drop,
+        )
+        router = Router(self.registry.models(), self._scheduler, self.metrics, deployments=deployments)
         repository = VariantRepository(
             store,
             OnnxRuntimeBackend(),
@@ -113,17 +124,12 @@ class Server:
             builder,
             VariantReporter(self.metrics),
             profiles=config.profiles,
+            adaptive_state=router.adaptive_state,
             on_settled=_spare_the_collector,
-        )
-        deployments = {name: config.deployment(name) for name in config.models}
-        self._scheduler = Scheduler(
-            executors=config.server.executors,
-            shares={name: deployment.share for name, deployment in deployments.items()},
-            on_batch=self._count_batch,
-            on_drop=self._count_drop,
         )
         self.dataplane = DataPlane(
             self.registry,
+            router,
             self._scheduler,
             Admission(
                 limit=config.server.max_queued_requests,

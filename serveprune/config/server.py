@@ -128,8 +128,8 @@ class ServerConfig(ConfigModel):
     )
     max_buffered_bytes: Size = Field(
         default=ByteSize(2**30),
-        description="HTTP bodies held at once while they are received, all connections together; never less than one "
-        "of max_request_bytes.",
+        description="HTTP bodies held at once while they are received, all connections together, and as much again "
+        "for what large JSON is parsed into; never less than one of max_request_bytes.",
     )
     max_connections: WholeNumber = Field(
         default=4096,

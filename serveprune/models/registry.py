@@ -9,16 +9,18 @@ from serveprune.errors import NotFound
 from serveprune.models.instance import Instance
 from serveprune.models.variant import Variant
 from serveprune.preprocessing.protocol import Preprocessor
+from serveprune.scheduling.urgency import DEFAULT_PRIORITY
 
 
 class Model:
     """A registered model and its variants. Reads take no lock: the table of variants is replaced whole."""
 
-    def __init__(self, name: str, config: ModelConfig, *, default_tier: str) -> None:
+    def __init__(self, name: str, config: ModelConfig, *, default_tier: str, priority: int = DEFAULT_PRIORITY) -> None:
         self.name = name
         self.config = config
         self.version = config.version
         self.default_tier = default_tier
+        self.priority = priority
         self.preprocessor: Preprocessor | None = None
         self._lock = threading.Lock()
         self._variants: Mapping[str, Variant] = MappingProxyType({tier: Variant(tier) for tier in config.tiers})

@@ -74,6 +74,7 @@ class AdaptiveState:
         rose: It got there from below, so that the tier is on trial.
         last: When the last request came.
         load: Seconds of compute that arrive per second, in those of the best tier, lately.
+        settled_at: When the last fall has taken effect.
         roomy_since: Since when the next better tier has had time to spare in every forecast; ``None``: it has not.
         tight_since: Since when requests have not fitted at the ceiling; ``None``: they fit.
         overloads: By rank.
@@ -86,6 +87,7 @@ class AdaptiveState:
     last: float
     rose: bool = False
     load: float = 0.0
+    settled_at: float = -math.inf
     roomy_since: float | None = None
     tight_since: float | None = None
     overloads: Mapping[int, Overload] = field(default_factory=dict)
@@ -112,6 +114,7 @@ class AdaptivePolicy:
         relaxed: Requests fit at the ceiling again when they take no more than this of the slack.
         hold_targets: How long a better tier must have time to spare before it becomes the ceiling.
         grace_targets: How long requests may not fit before the ceiling falls: one that does not says little.
+        settling_targets: How long after a fall it does not fall again: the queue is still that of the better tier.
         trial_targets: A tier that falls within so many targets of its rise was overwhelmed; it is not tried again
             for as long, and for twice as long each time the load overwhelms it again, unless the load falls.
         longest_block_targets: The longest that comes to.
@@ -124,12 +127,13 @@ class AdaptivePolicy:
     compute_safety: float = 1.35
     roomy: float = 0.5
     relaxed: float = 0.75
-    hold_targets: float = 4.0
+    hold_targets: float = 3.0
     grace_targets: float = 0.1
-    trial_targets: float = 40.0
+    settling_targets: float = 0.5
+    trial_targets: float = 20.0
     longest_block_targets: float = 320.0
-    relief: float = 0.9
-    load_targets: float = 10.0
+    relief: float = 0.8
+    load_targets: float = 5.0
 
     def start(self, *, now: float) -> AdaptiveState:
         """Return the state of a deployment that has not seen a request."""
@@ -176,7 +180,7 @@ class AdaptivePolicy:
 
     def _with_load(self, state: AdaptiveState, compute_seconds: float, *, now: float) -> AdaptiveState:
         window = self.load_targets * self.target_seconds
-        load = state.load * math.exp((state.last - now) / window) + compute_seconds / window
+        load = state.load * math.exp(min(state.last - now, 0.0) / window) + compute_seconds / window
         return replace(state, last=now, load=load)
 
     def _rise(
@@ -239,16 +243,18 @@ class AdaptivePolicy:
         A request that is too large for a better tier even on an idle server says nothing about the load.
         """
         if not any(state.ceiling <= each.rank < chosen.rank for each in possible):
-            relaxed = margins.slack_used(chosen.forecast, budget=budget) <= self.relaxed
-            return replace(state, tight_since=None) if relaxed else state
+            if state.tight_since is None or margins.slack_used(chosen.forecast, budget=budget) > self.relaxed:
+                return state
+            return replace(state, tight_since=None)
         tight_since = now if state.tight_since is None else state.tight_since
-        if now - tight_since < self.grace_targets * self.target_seconds:
+        if now < state.settled_at or now - tight_since < self.grace_targets * self.target_seconds:
             return replace(state, tight_since=tight_since)
         return replace(
             state,
             ceiling=chosen.rank,
             since=now,
             rose=False,
+            settled_at=now + self.settling_targets * self.target_seconds,
             roomy_since=None,
             tight_since=None,
             overloads=self._overloads(state, now=now),

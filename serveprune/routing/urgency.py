@@ -5,10 +5,10 @@ from dataclasses import dataclass
 from serveprune.errors import InvalidArgument
 from serveprune.oip.messages import InferenceRequest
 from serveprune.oip.parameters import finite_number
+from serveprune.scheduling.urgency import HIGHEST_PRIORITY, LOWEST_PRIORITY
 
 PRIORITY_PARAMETER = "priority"
 TIMEOUT_PARAMETER = "timeout"
-HIGHEST_PRIORITY, LOWEST_PRIORITY = 1, 3
 
 
 @dataclass(frozen=True, slots=True)

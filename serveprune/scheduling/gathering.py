@@ -38,16 +38,13 @@ class Gathering:
             self._ended = self._missing == 0 or not isinstance(result, JobResult)
             if not self._ended:
                 return
-            # The job, its parts and this hold each other; the answers must not be held with them.
-            results, self._results = self._results, []
         if isinstance(result, JobResult):
-            result = self._whole([part for part in results if part is not None])
+            result = self._whole([part for part in self._results if part is not None])
         try:
             self._job.end(result)
         finally:
             if not isinstance(result, JobResult):
                 self._on_failure()
-            self._job.parts = ()
 
     def _whole(self, parts: Sequence[JobResult]) -> JobResult | ServePruneError:
         try:

@@ -105,11 +105,7 @@ class Scheduler:
         """
         parts = self._parts(job)
         now = self._clock()
-        for part in parts:
-            latency = part.executable.latency
-            part.enqueued = now
-            part.due = due(enqueued=now, target=part.target, priority=part.priority)
-            part.alone_seconds, part.cost_seconds = latency.costs(part.rows, part.length)
+        _place(parts, now=now, executors=len(self._executors))
         with self._changed:
             if self._stopping:
                 raise _shutting_down()
@@ -146,16 +142,18 @@ class Scheduler:
             companions = self._waiting.rows_waiting(executable)
         alone = latency.expected_seconds(rows, length)
         if not executable.batchable:
-            return Forecast(seconds_until_free(busy, ahead), latency.safe_seconds(rows, length), alone)
+            return Forecast(seconds_until_free(busy, ahead), latency.expected_seconds(rows, length), alone)
         largest = rows_per_part(executable, length)
         if rows > largest:
             rounds = math.ceil(rows / largest / len(busy))
             wait = seconds_until_free(busy, ahead)
-            return Forecast(wait, latency.safe_seconds(largest, length) * rounds, alone / len(busy))
+            return Forecast(wait, latency.expected_seconds(largest, length) * rounds, alone / len(busy))
         batch = max(rows, min(companions + rows, largest, latency.worthwhile_rows(length)))
         # Those that would be in its batch are not ahead of it.
         _, joined = latency.costs(batch - rows, length)
-        return Forecast(seconds_until_free(busy, max(ahead - joined, 0.0)), latency.safe_seconds(batch, length), alone)
+        return Forecast(
+            seconds_until_free(busy, max(ahead - joined, 0.0)), latency.expected_seconds(batch, length), alone
+        )
 
     def stop(self, *, drain_seconds: float) -> bool:
         """Finish what was submitted, for so long at the most, then fail the rest; idempotent.
@@ -309,6 +307,26 @@ def rows_per_part(executable: Executable, length: int) -> int:
     if executable.max_batch_elements is None:
         return executable.max_batch_size
     return max(1, min(executable.max_batch_size, executable.max_batch_elements // max(length, 1)))
+
+
+def _place(parts: Sequence[Job], *, now: float, executors: int) -> None:
+    """Set the places in the order of a job, or of its parts, and what they take.
+
+    A part counts as if it came when those before it are done, so that a large job is not ahead of all that comes
+    after it. And what it takes is what is left of the whole: to compute a part of an answer that will be late is in
+    vain.
+    """
+    for part in parts:
+        part.enqueued = now
+        part.alone_seconds, part.cost_seconds = part.executable.latency.costs(part.rows, part.length)
+        part.due = due(enqueued=now, target=part.target, priority=part.priority)
+    if len(parts) == 1:
+        return
+    each = [part.alone_seconds for part in parts]
+    for index, part in enumerate(parts):
+        begins = sum(each[:index]) / executors
+        part.due = due(enqueued=now + begins, target=part.target, priority=part.priority)
+        part.alone_seconds = max(each[index], sum(each[index:]) / executors)
 
 
 def _end(job: Job, result: JobResult | ServePruneError) -> None:

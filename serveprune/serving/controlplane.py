@@ -40,6 +40,7 @@ class ControlPlane:
         reporter: VariantReporter,
         *,
         profiles: Mapping[str, ProfileConfig],
+        adaptive_state: Callable[[Model], dict[str, Any] | None] = lambda model: None,
         on_settled: Callable[[], None] = lambda: None,
     ) -> None:
         self._registry = registry
@@ -47,6 +48,7 @@ class ControlPlane:
         self._builder = builder
         self._reporter = reporter
         self._profiles = profiles
+        self._adaptive_state = adaptive_state
         self._on_settled = on_settled
         self._environment = environment()
         self._stopped = threading.Event()
@@ -114,6 +116,7 @@ class ControlPlane:
             "name": model.name,
             "version": model.version,
             "default_tier": model.default_tier,
+            "adaptive": self._adaptive_state(model),
             "tiers": [describe(variant) for variant in model.variants.values()],
         }
 

@@ -1,6 +1,7 @@
 """A request's life, top to bottom: admission, tier, route, tensors, queue, answer."""
 
 import logging
+import math
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -15,9 +16,11 @@ from serveprune.observability import metrics as series
 from serveprune.observability.metrics import Metrics
 from serveprune.oip.messages import InferenceRequest, InferenceResponse, ModelMetadata, ServerMetadata
 from serveprune.oip.tensor import Tensor
-from serveprune.routing.router import Route, route
+from serveprune.routing.objective import Objective, objective_of
+from serveprune.routing.router import Route, Router, route
 from serveprune.routing.tier_selection import QUALIFIER, TierChoice, choose_tier, split_name
-from serveprune.scheduling.job import Job, JobResult
+from serveprune.routing.urgency import urgency_of
+from serveprune.scheduling.job import Job, JobResult, row_length
 from serveprune.scheduling.scheduler import Scheduler
 from serveprune.serving.admission import Admission
 from serveprune.serving.feeds import graph_feeds, needs_preprocessing, preprocess
@@ -49,6 +52,8 @@ class _Call:
     outputs: tuple[str, ...]
     model: Model
     choice: TierChoice
+    objective: Objective | None
+    priority: int
     size_bytes: int
     started: float
     deadline: float
@@ -65,6 +70,7 @@ class DataPlane:
     def __init__(
         self,
         registry: Registry,
+        router: Router,
         scheduler: Scheduler,
         admission: Admission,
         metrics: Metrics,
@@ -75,6 +81,7 @@ class DataPlane:
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._registry = registry
+        self._router = router
         self._scheduler = scheduler
         self._admission = admission
         self._timeout_seconds = request_timeout_seconds
@@ -111,17 +118,28 @@ class DataPlane:
 
     def _admit(self, request: InferenceRequest) -> _Call:
         started = self._clock()
-        choice = choose_tier(request)
+        choice, objective, urgency = choose_tier(request), objective_of(request), urgency_of(request)
         model = self._registry.get(choice.model, version=request.version)
         if choice.tier is not None:
             model.variant(choice.tier)
         size_bytes = sum(tensor.size_bytes for tensor in request.inputs)
         self._admission.enter(model.name, size_bytes)
         self._in_flight[model.name].inc()
-        deadline = started + self._timeout_seconds
+        deadline = started + min(self._timeout_seconds, urgency.timeout_seconds or math.inf)
         if request.deadline is not None:
             deadline = min(deadline, request.deadline)
-        return _Call(request.model, request.id, request.outputs, model, choice, size_bytes, started, deadline)
+        return _Call(
+            request.model,
+            request.id,
+            request.outputs,
+            model,
+            choice,
+            objective,
+            urgency.priority or model.priority,
+            size_bytes,
+            started,
+            deadline,
+        )
 
     def _step(self, call: _Call, step: Callable[[_Call, Sequence[Tensor]], None], tensors: Sequence[Tensor]) -> None:
         """Take a step in a request's life; whatever goes wrong ends the request, which gives everything back."""
@@ -159,26 +177,39 @@ class DataPlane:
         self._queue(call, filled)
 
     def _queue(self, call: _Call, tensors: Sequence[Tensor]) -> None:
-        chosen = self._choose(call)
-        preprocessor, instance = call.model.preprocessor, chosen.instance
+        # All tiers of a model take and give the same; without any, this says why.
+        known = call.model.any_instance or route(call.model, call.choice).instance
+        preprocessor = call.model.preprocessor
         alternative = preprocessor.input if preprocessor else None
-        feeds, rows = graph_feeds(tensors, instance.inputs, max_rows=self._max_rows, alternative=alternative)
-        _check_outputs(call.outputs, instance.output_names)
+        feeds, rows = graph_feeds(tensors, known.inputs, max_rows=self._max_rows, alternative=alternative)
+        _check_outputs(call.outputs, known.output_names)
+        chosen = self._choose(call, rows=rows, length=known.fixed_length or row_length(feeds, known.padding))
         job = Job(
-            instance,
+            chosen.instance,
             feeds,
             rows,
             call.deadline,
             done=lambda result: self._computed(call, job, result),
             outputs=call.outputs,
+            target=call.started + (math.inf if chosen.target_seconds is None else chosen.target_seconds),
+            priority=call.priority,
         )
         self._scheduler.submit(job)
         call.answer.add_done_callback(lambda answer: self._scheduler.abandon(job) if answer.cancelled() else None)
 
-    def _choose(self, call: _Call) -> Route:
+    def _choose(self, call: _Call, *, rows: int, length: int) -> Route:
         """Choose the tier that serves, and hold it."""
-        chosen = route(call.model, call.choice)
+        chosen = self._router.route(
+            call.model,
+            call.choice,
+            objective=call.objective,
+            rows=rows,
+            length=length,
+            elapsed_seconds=self._clock() - call.started,
+        )
         chosen.instance.acquire()
+        if chosen.deadline_seconds is not None:
+            call.deadline = min(call.deadline, call.started + chosen.deadline_seconds)
         call.route = chosen
         moved = call.series = self._series[call.model.name, chosen.tier]
         moved.served[chosen.reason].inc()

@@ -22,10 +22,12 @@ import tempfile
 import threading
 import time
 import urllib.request
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -101,9 +103,7 @@ def main() -> None:
         graph = _graph(arguments.model, Path(folder))
         limit = _in_process_limit(graph, seconds=1.0)
         print(f"{arguments.model}: in process, {os.cpu_count()} threads, best batch: {limit:,.0f} rows/s\n")
-        print(
-            "| protocol | connections | requests/s | of the limit | p50 ms | p99 ms | requests per CPU second of the server |"
-        )
+        print("| protocol | connections | requests/s | of the limit | p50 ms | p99 ms | requests per CPU second |")
         print("|---" * 7 + "|")
         with _server(graph, Path(folder)) as endpoints:
             for protocol in arguments.protocols:
@@ -134,7 +134,7 @@ def _graph(model: str, folder: Path) -> Graph:
         return Graph(FASHION, declared.name, (1, 28, 28))
     random = np.random.default_rng(0)
     nodes, weights, value = [], [], "x"
-    for layer, (rows, columns) in enumerate(zip(MLP_WIDTHS, MLP_WIDTHS[1:], strict=False)):
+    for layer, (rows, columns) in enumerate(pairwise(MLP_WIDTHS)):
         last = layer == len(MLP_WIDTHS) - 2
         weight = random.normal(0, rows**-0.5, (rows, columns)).astype(np.float32)
         bias = random.normal(0, 0.1, columns).astype(np.float32)
@@ -207,9 +207,9 @@ def _server(graph: Graph, folder: Path) -> Iterator[Endpoints]:
         process.wait(PATIENCE_SECONDS)
 
 
-def _wait(condition: object, process: "subprocess.Popen[bytes]", log: Path) -> None:
+def _wait(condition: Callable[[], bool], process: "subprocess.Popen[bytes]", log: Path) -> None:
     deadline = time.monotonic() + PATIENCE_SECONDS
-    while not condition():  # type: ignore[operator]
+    while not condition():
         if process.poll() is not None or time.monotonic() > deadline:
             raise SystemExit(f"the server did not come up:\n{log.read_text()}")
         time.sleep(0.05)
@@ -224,7 +224,8 @@ def _status(url: str) -> int:
 
 
 def _body(graph: Graph, array: Array, *, binary: bool) -> tuple[bytes, dict[str, str]]:
-    entry = {"name": graph.input, "datatype": "FP32", "shape": list(array.shape)}
+    entry: dict[str, Any] = {"name": graph.input, "datatype": "FP32", "shape": list(array.shape)}
+    document: dict[str, Any]
     if not binary:
         document = {"inputs": [{**entry, "data": array.ravel().tolist()}]}
         return json.dumps(document).encode(), {"Content-Type": "application/json"}

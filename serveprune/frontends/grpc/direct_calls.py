@@ -9,7 +9,8 @@ import logging
 import threading
 import time
 from collections.abc import Callable
-from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
+from itertools import takewhile
 from typing import Any
 
 import grpc
@@ -55,8 +56,8 @@ def is_supported() -> bool:
 class DirectCalls(ThreadPoolExecutor):
     """Takes the calls of ``ModelInfer`` from the runtime, which takes this for the pool that is to run them.
 
-    No more than so many calls are received or answered at once, for each holds its message; others wait unread, and
-    calls that arrive while too many wait are refused. Thread-safe.
+    No more than so many calls are in progress at once, for each holds its message or its answer; others wait unread,
+    and calls that arrive while too many wait are refused. Thread-safe.
 
     Args:
         service: Decodes, submits, encodes.
@@ -64,6 +65,7 @@ class DirectCalls(ThreadPoolExecutor):
         max_active: Calls in progress at once.
         max_waiting: Calls that may wait.
         timeout_seconds: Within which a call is answered.
+        patience_seconds: Within which a caller must have taken the answer.
         pool: Works on large messages.
         on_rejected: Told the code of each call that does not reach the data plane.
     """
@@ -76,6 +78,7 @@ class DirectCalls(ThreadPoolExecutor):
         max_active: int,
         max_waiting: int,
         timeout_seconds: float,
+        patience_seconds: float,
         pool: ThreadPoolExecutor,
         on_rejected: Callable[[Code], None],
     ) -> None:
@@ -83,12 +86,14 @@ class DirectCalls(ThreadPoolExecutor):
         self._max_active = max_active
         self._max_waiting = max_waiting
         self._active: dict[_Call, None] = {}
+        self._answered: dict[_Call, float] = {}
         self._waiting: dict[_Call, None] = {}
         self._lock = threading.Lock()
         self._handler = grpc.stream_unary_rpc_method_handler(_pooled_in(self))
         self.service_of = service
         self.receiving = receiving
-        self.timeout_seconds = timeout_seconds
+        self._timeout_seconds = timeout_seconds
+        self._patience_seconds = patience_seconds
         self.pool = pool
         self.reject = on_rejected
 
@@ -101,12 +106,12 @@ class DirectCalls(ThreadPoolExecutor):
         """Return the handler for a call that has just arrived; ``None`` for other methods' calls."""
         return self._handler if call.method == self.service_of.infer_method else None
 
-    def submit(self, run: Any, respond: Any, /, *arguments: Any, **options: Any) -> Any:
+    def submit(self, run: Any, respond: Any, /, *arguments: Any, **options: Any) -> Any:  # type: ignore[override]
         """Take a call over from the runtime, which hands over what it would run in a pool."""
         call = _Call(self, *arguments[:2])
         with self._lock:
-            refused = len(self._waiting) >= self._max_waiting and len(self._active) >= self._max_active
-            begins = not refused and len(self._active) < self._max_active
+            begins = self._in_progress() < self._max_active
+            refused = not begins and len(self._waiting) >= self._max_waiting
             if begins:
                 self._active[call] = None
             elif not refused:
@@ -121,31 +126,44 @@ class DirectCalls(ThreadPoolExecutor):
                 )
             )
 
+    def answered(self, call: "_Call") -> None:
+        """Note that an answer is on its way; it stays in memory until its caller has read it."""
+        with self._lock:
+            if call in self._active:
+                del self._active[call]
+                self._answered[call] = time.monotonic()
+
     def release(self, call: "_Call") -> None:
-        """Note that a call needs nothing any more, and begin with one that waits."""
+        """Note that a call is over, and begin with one that waits."""
         following = None
         with self._lock:
             self._waiting.pop(call, None)
-            if call in self._active:
-                del self._active[call]
-                if self._waiting:
-                    following = next(iter(self._waiting))
-                    del self._waiting[following]
-                    self._active[following] = None
+            self._active.pop(call, None)
+            self._answered.pop(call, None)
+            if self._waiting and self._in_progress() < self._max_active:
+                following = next(iter(self._waiting))
+                del self._waiting[following]
+                self._active[following] = None
         if following is not None:
             following.receive()
 
-    def time_out(self) -> None:
+    def end_overdue(self) -> None:
         """End the calls whose time is over; to be called now and then."""
-        latest = time.monotonic() - self.timeout_seconds
+        now = time.monotonic()
         with self._lock:
-            overdue = []
-            for call in self._active:  # the oldest first
-                if call.begun > latest:
-                    break
-                overdue.append(call)
-        for call in overdue:
+            # The oldest come first in both.
+            late = list(takewhile(lambda call: now - call.begun > self._timeout_seconds, self._active))
+            stuck = [
+                call
+                for call, _ in takewhile(lambda item: now - item[1] > self._patience_seconds, self._answered.items())
+            ]
+        for call in late:
             call.time_out()
+        for call in stuck:
+            call.cancel()
+
+    def _in_progress(self) -> int:
+        return len(self._active) + len(self._answered)
 
 
 class _Call:
@@ -175,7 +193,8 @@ class _Call:
                 self._event.call.start_server_batch(operations, self._received)
                 state.due.add(runtime._RECEIVE_MESSAGE_TOKEN)
         if not active:
-            self._ended()
+            # `_ended` comes, or came, by itself.
+            self._calls.receiving.end(self._context)
 
     def refuse(self, error: ServePruneError) -> None:
         """End a call that does not reach the data plane."""
@@ -190,6 +209,10 @@ class _Call:
             # In this order, for to cancel is an end of its own.
             self._fail(DeadlineExceeded("the request was not answered in time"))
             future.cancel()
+
+    def cancel(self) -> None:
+        """End a call whose caller does not read the answer."""
+        self._context.cancel()
 
     def _received(self, event: Any) -> Any:
         """Take the message, in the thread of the runtime, which this must neither block nor end."""
@@ -273,8 +296,8 @@ class _Call:
         with state.condition:
             if runtime._is_rpc_state_active(state):
                 state.trailing_metadata = metadata
+                self._calls.answered(self)
                 runtime._status(self._event, state, serialized)
-        self._calls.release(self)
 
     def _ended(self) -> None:
         """Give everything back when the call is over, by an answer or because the caller has left."""

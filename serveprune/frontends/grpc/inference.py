@@ -5,7 +5,7 @@ import threading
 import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from google.protobuf.message import Message
 
@@ -131,7 +131,7 @@ class InferenceService:
         Raises:
             ServePruneError: They hold none.
         """
-        message = parse_message(serialized, pb.ModelInferRequest)
+        message: Any = parse_message(serialized, pb.ModelInferRequest)
         return decode_request(message, metadata=context.invocation_metadata(), deadline=_deadline(context))
 
     def encode(self, response: InferenceResponse) -> tuple[bytes, tuple[tuple[str, str], ...]]:

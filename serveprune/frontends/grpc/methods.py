@@ -9,6 +9,7 @@ import grpc
 from google.protobuf.message import DecodeError, Message
 
 from serveprune.errors import Code, Internal, InvalidArgument, ServePruneError
+from serveprune.frontends.grpc.field_count import check_field_count
 from serveprune.frontends.grpc.receiving import ReceivingCalls
 from serveprune.frontends.grpc.runtime import RpcMethodHandler, ServicerContext
 from serveprune.frontends.grpc.status import abort
@@ -78,6 +79,7 @@ def parse_message(serialized: bytes | None, message: type[Message]) -> Message:
     """
     if serialized is None:
         raise InvalidArgument(f"expected one {message.DESCRIPTOR.full_name}, got none")
+    check_field_count(serialized)
     try:
         return message.FromString(serialized)
     except DecodeError:

@@ -1,4 +1,5 @@
 import logging
+import math
 import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -33,6 +34,8 @@ _UPKEEP_SECONDS = 0.5
 
 _MIN_STREAMS = 128
 """Streams of one connection at the least: probes and watchers must find one beside inference."""
+
+_IDLE_MILLISECONDS = 600_000
 
 _FAREWELL_SECONDS = 1.0
 """How long a drain waits for the last words to watchers, and for cancelled calls to end."""
@@ -124,6 +127,7 @@ class GrpcFrontend:
                 max_active=self._config.grpc_workers,
                 max_waiting=self._config.max_queued_requests,
                 timeout_seconds=self._config.request_timeout_seconds,
+                patience_seconds=self._config.body_timeout_seconds,
                 pool=workers,
                 on_rejected=self._on_rejected,
             )
@@ -155,6 +159,13 @@ class GrpcFrontend:
             ("grpc.so_reuseport", 0),
             # Of one connection; beyond that its client waits by itself, instead of filling this process with calls.
             ("grpc.max_concurrent_streams", max(_MIN_STREAMS, config.grpc_workers + config.max_queued_requests)),
+            ("grpc.max_allowed_incoming_connections", config.max_connections),
+            # Between two limits that differ, chance would decide.
+            ("grpc.max_metadata_size", config.max_header_bytes),
+            ("grpc.absolute_max_metadata_size", config.max_header_bytes),
+            # A client that is gone without a word must not hold its connection for ever; others come back.
+            ("grpc.max_connection_idle_ms", _IDLE_MILLISECONDS),
+            ("grpc.server_handshake_timeout_ms", math.ceil(config.body_timeout_seconds * 1000)),
         ]
 
     def _keep_up(self, inference: BoundedMethod | DirectCalls) -> None:
@@ -162,7 +173,7 @@ class GrpcFrontend:
             try:
                 self._receiving.cut_off(waiting=inference.waiting)
                 if isinstance(inference, DirectCalls):
-                    inference.time_out()
+                    inference.end_overdue()
                 self._health.refresh()
             except Exception:  # the next round must come
                 _log.exception("upkeep of the gRPC front end failed")

@@ -1,3 +1,4 @@
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
@@ -10,14 +11,18 @@ Take = Callable[[int], None]
 
 
 class BodyBudget:
-    """Bounds the bytes of all bodies that are held before the data plane admits their requests.
+    """Bounds the bytes of all bodies, or of what they are parsed into, until the data plane admits their requests.
 
-    For one event loop, so without a lock.
+    Thread-safe.
+
+    Attributes:
+        max_bytes: That may be taken at once.
     """
 
     def __init__(self, max_bytes: int) -> None:
-        self._max_bytes = max_bytes
+        self.max_bytes = max_bytes
         self._taken_bytes = 0
+        self._lock = threading.Lock()
 
     def take(self, more_bytes: int) -> None:
         """Take so many bytes more.
@@ -25,17 +30,21 @@ class BodyBudget:
         Raises:
             ResourceExhausted: There are not so many left.
         """
-        if self._taken_bytes + more_bytes > self._max_bytes:
-            raise ResourceExhausted(
-                f"the server already holds {self._taken_bytes} bytes of bodies that are not complete "
-                f"(server.max_buffered_bytes: {self._max_bytes}); retry later",
-                retry_after_seconds=_RETRY_SECONDS,
-            )
-        self._taken_bytes += more_bytes
+        with self._lock:
+            taken_bytes = self._taken_bytes
+            if taken_bytes + more_bytes <= self.max_bytes:
+                self._taken_bytes += more_bytes
+                return
+        raise ResourceExhausted(
+            f"the server already holds {taken_bytes} bytes of bodies that are not complete, or are being parsed "
+            f"(server.max_buffered_bytes: {self.max_bytes}); retry later",
+            retry_after_seconds=_RETRY_SECONDS,
+        )
 
     def give_back(self, fewer_bytes: int) -> None:
         """Give back what was taken."""
-        self._taken_bytes -= fewer_bytes
+        with self._lock:
+            self._taken_bytes -= fewer_bytes
 
     @contextmanager
     def share(self) -> Iterator[Take]:

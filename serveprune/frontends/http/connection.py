@@ -6,6 +6,7 @@ import httptools
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from serveprune.errors import InvalidArgument, ServePruneError, Unavailable
+from serveprune.frontends.http.asgi import Header
 from serveprune.frontends.http.deadline import Deadline
 from serveprune.frontends.http.direct_exchange import DirectExchange
 from serveprune.frontends.http.direct_inference import DirectInference
@@ -51,6 +52,10 @@ class Connection(HttpToolsProtocol):  # type: ignore[misc]  # uvicorn is not ana
     limits: ClassVar[ConnectionLimits]
     direct: ClassVar[DirectInference]
     parser: Any
+    cycle: Any
+    url: bytes
+    headers: list[Header]
+    _waits_for_more: bool
 
     def connection_made(self, transport: asyncio.Transport) -> None:
         """Begin to wait for a first request; turn the client away where there are too many."""

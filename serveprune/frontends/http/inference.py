@@ -8,7 +8,7 @@ from concurrent.futures import Executor, Future
 import numpy as np
 
 from serveprune.config.server import ServerConfig
-from serveprune.errors import Code, ServePruneError
+from serveprune.errors import Code, MessageTooLarge, ServePruneError
 from serveprune.frontends.http.asgi import Header, Headers, Receive
 from serveprune.frontends.http.body import Body, inflate, read_body
 from serveprune.frontends.http.body_budget import BodyBudget, Take
@@ -20,6 +20,7 @@ from serveprune.frontends.http.routes import HttpRoute
 from serveprune.frontends.planes import DataPlane
 from serveprune.oip.datatype import Datatype
 from serveprune.oip.json_codec import decode_request, encode_response
+from serveprune.oip.json_cost import parsing_bytes
 from serveprune.oip.messages import InferenceRequest, InferenceResponse
 from serveprune.oip.output_format import OutputFormat
 from serveprune.oip.tensor import Tensor
@@ -52,6 +53,7 @@ class InferenceHandler:
         self._config = config
         self._workers = workers
         self.budget = budget
+        self._parsing = BodyBudget(budget.max_bytes)
         self.timeout_seconds = config.request_timeout_seconds
         self.reject = on_rejected
         self.submit = dataplane.submit
@@ -113,16 +115,21 @@ class InferenceHandler:
                 min_quality=headers.min_quality,
             )
             return request, OutputFormat()
-        return decode_request(
-            body,
-            header_length=headers.json_bytes,
-            model=route.model,
-            version=route.version,
-            tier=headers.tier,
-            deadline=deadline,
-            max_latency_ms=headers.max_latency_ms,
-            min_quality=headers.min_quality,
-        )
+        json_bytes = len(body) if headers.json_bytes is None else headers.json_bytes
+        if json_bytes <= INLINE_BYTES:
+            return _decode_json(body, headers, route, deadline)
+        with self._parsing.share() as take:
+            take(self._parsing_bytes(body, json_bytes))
+            return _decode_json(body, headers, route, deadline)
+
+    def _parsing_bytes(self, body: Body, json_bytes: int) -> int:
+        needed_bytes = parsing_bytes(body if json_bytes >= len(body) else memoryview(body)[:json_bytes])
+        if needed_bytes > self._parsing.max_bytes:
+            raise MessageTooLarge(
+                f"body: its JSON may take {needed_bytes} bytes once it is parsed, expected at most "
+                f"{self._parsing.max_bytes} (server.max_buffered_bytes); send tensors in binary form"
+            )
+        return needed_bytes
 
     def _raw_input(self, body: Body, route: HttpRoute, *, media_type: bytes) -> Tensor:
         metadata = self._dataplane.model_metadata(route.model, version=route.version)
@@ -161,6 +168,21 @@ class InferenceHandler:
         if self.is_large(response):
             return await asyncio.wrap_future(self.encode_apart(response, output_format))
         return self.encode(response, output_format)
+
+
+def _decode_json(
+    body: Body, headers: RequestHeaders, route: HttpRoute, deadline: float
+) -> tuple[InferenceRequest, OutputFormat]:
+    return decode_request(
+        body,
+        header_length=headers.json_bytes,
+        model=route.model,
+        version=route.version,
+        tier=headers.tier,
+        deadline=deadline,
+        max_latency_ms=headers.max_latency_ms,
+        min_quality=headers.min_quality,
+    )
 
 
 def _content_bytes(tensor: Tensor) -> int:

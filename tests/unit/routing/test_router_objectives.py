@@ -20,7 +20,7 @@ from serveprune.errors import (
     ServePruneError,
     Unavailable,
 )
-from serveprune.models.instance import Instance
+from serveprune.models.instance import BatchSettings, Instance
 from serveprune.models.registry import Model
 from serveprune.models.variant import VariantState
 from serveprune.observability import metrics as series
@@ -40,8 +40,10 @@ ALONE = {"dense": 0.040, "int8": 0.020, "lean": 0.010}
 class Identity:
     """The smallest session there can be."""
 
+    computes_in_caller = True
     inputs = (TensorSpec("x", Datatype.FP32, (-1, 2)),)
     outputs = (TensorSpec("y", Datatype.FP32, (-1, 2)),)
+    computes_in_caller = True
 
     def run(self, feeds: Mapping[str, Array], *, outputs: Sequence[str] = ()) -> list[Array]:
         return [np.asarray(feeds["x"])]
@@ -80,7 +82,7 @@ class Routing:
             state = states.get(tier, VariantState.READY)
             instance = None
             if state is VariantState.READY:
-                instance = Instance(Identity(), identity=("minilm", "1", tier), max_batch_size=4)
+                instance = Instance(Identity(), identity=("minilm", "1", tier), batches=BatchSettings(4))
             artifact = measured(QUALITY[tier]) if tier in QUALITY and state is VariantState.READY else None
             self.model.update(tier, state=state, instance=instance, artifact=artifact)
         self.forecasts, self.metrics, self.now = Forecasts(), Metrics(), 0.0
@@ -204,7 +206,7 @@ def test_objective_is_met_by_the_best_tier_in_time_or_the_fastest_that_is_good_e
             {},
             {"latency": 0.050, "wait": 0.100, "quality": 0.95},
             ResourceExhausted,
-            "model minilm: no tier would answer within 50 ms now: dense in 140 ms, int8 in 120 ms; allow more, or retry in 70 ms",
+            "no tier would answer within 50 ms now: dense in 140 ms, int8 in 120 ms; allow more, or retry in 70 ms",
         ),
         (
             {},

@@ -24,10 +24,11 @@ def job(
     at: float = 0.0,
     target: float = INFINITY,
     deadline: float = 1e9,
+    priority: int = 2,
 ) -> Job:
     """A job that has come, its place in the order and its costs set as the scheduler sets them."""
     x = np.zeros((rows, width), np.float32)
-    one = Job(variant, {"x": x}, rows, deadline, lambda result: None, target=target)
+    one = Job(variant, {"x": x}, rows, deadline, lambda result: None, target=target, priority=priority)
     one.enqueued, one.due = at, due(enqueued=at, target=one.target, priority=one.priority)
     one.alone_seconds, one.cost_seconds = variant.latency.costs(one.rows, one.length)
     return one
@@ -125,6 +126,16 @@ def test_job_is_forgotten_when_it_is_discarded() -> None:
     assert (len(queue), queue.rows_waiting(executable), queue.seconds_ahead("doubler")) == (0, 0, 0.0)
 
 
+def test_rows_of_forgotten_jobs_do_not_count_as_present() -> None:
+    variant = Variant(max_batch_size=64)
+    jobs = [job(variant, rows=10) for _ in range(4)] + [job(variant) for _ in range(4)]
+    queue = queue_of(jobs)
+    for one in jobs[:4]:
+        queue.discard(one)
+    # Each of two executors takes its share.
+    assert take(queue, executors=2).batch == jobs[4:6]
+
+
 def test_nothing_is_left_of_many_jobs_that_came_and_went() -> None:
     """Sums of floats that are added and taken away in another order must not stay behind."""
     chance = random.Random(1)
@@ -207,7 +218,8 @@ def delayed(**options: Any) -> Variant:
 
 def test_batch_is_ripe_when_its_oldest_job_has_waited_long_enough() -> None:
     variant = delayed()
-    oldest, urgent = job(variant, at=1.0), job(variant, at=3.0, target=3.5 + 2)
+    oldest, urgent = job(variant, at=1.0), job(variant, at=1.5, priority=1)
+    assert urgent.due < oldest.due
     # Due before the oldest one or not, it does not put the departure off.
     for jobs in ([oldest], [oldest, job(variant, at=3.0)], [oldest, urgent]):
         queue = queue_of(jobs)

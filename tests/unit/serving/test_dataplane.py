@@ -27,7 +27,7 @@ from serveprune.observability.metrics import Metrics
 from serveprune.oip.datatype import Datatype
 from serveprune.oip.messages import InferenceRequest, InferenceResponse
 from serveprune.oip.tensor import Array, Tensor, TensorSpec
-from serveprune.routing.router import RouteReason
+from serveprune.routing.router import Router, RouteReason
 from serveprune.scheduling.scheduler import Scheduler
 from serveprune.serving.admission import Admission
 from serveprune.serving.dataplane import DataPlane
@@ -73,6 +73,7 @@ class Planes:
         self.admission = Admission(limit=limit, limits={}, max_bytes=2**30)
         self.dataplane = DataPlane(
             Registry({"adder": self.model}),
+            Router([self.model], self.scheduler, self.metrics, deployments={}),
             self.scheduler,
             self.admission,
             self.metrics,
