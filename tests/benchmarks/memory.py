@@ -5,7 +5,7 @@
 Needs the store of `serveprune demo`. The first table loads four tiers of MiniLM in this process, runs them on two
 threads with batches and lengths of all sizes, and takes them out of service, again and again. Its start is a process
 that already serves the image classifier: what the libraries' own code and tables take is there before. The second
-starts `serveprune serve` and sends it requests of one to eight rows and 4 to 64 tokens, over eight connections, to
+starts `serveprune serve` and sends it requests of one to four rows and 4 to 32 tokens, over eight connections, to
 those four tiers. Resident sizes in MiB.
 """
 
@@ -160,7 +160,7 @@ def _send(url: str, numbers: Sequence[int]) -> None:
     with closing(httpx.Client(base_url=url, timeout=60, trust_env=False)) as client:
         for number in numbers:
             random = np.random.default_rng(number)
-            tokens = _tokens(random, rows=int(random.integers(1, 9)), length=int(random.integers(4, 65)))
+            tokens = _tokens(random, rows=int(random.integers(1, 5)), length=int(random.integers(4, 33)))
             inputs = [
                 {"name": name, "datatype": "INT64", "shape": array.shape, "data": array.ravel().tolist()}
                 for name, array in tokens.items()

@@ -1,6 +1,7 @@
 """The contract table against a real server that runs ONNX files."""
 
 import grpc
+import numpy as np
 import pytest
 from contract.cases import ANSWERED, CONTRADICTING, ELEMENTS, EXTENSIONS, REFUSED, Case, ElementsCase, WireTensor
 from contract.grpc.messages import elements_message, metadata, outputs, raw_message
@@ -18,14 +19,42 @@ def _is_served_here(case: Case) -> bool:
     return not bfloat16 and "no text" not in case.name and case.served_tier == "dense"
 
 
+_ONE = WireTensor.of("x", np.ones((1, 1), dtype=np.float32))
 REFUSED_HERE = (
-    # The double takes any bytes.
+    # The double takes any bytes, and has no clock.
     Case(
         "BYTES that are no text",
         "identity_bytes",
         (WireTensor("x", "BYTES", (1, 1), b"\x03\0\0\0\xff\x00\xfe"),),
         refusal=Code.INVALID_ARGUMENT,
         mentions="UTF-8",
+    ),
+    Case(
+        "time is over before it is computed",
+        "identity_fp32",
+        (_ONE,),
+        parameters={"timeout": 1},
+        refusal=Code.DEADLINE_EXCEEDED,
+        mentions="deadline",
+    ),
+    *(
+        Case(
+            f"{name} is {value!r}",
+            "identity_fp32",
+            (_ONE,),
+            parameters={name: value},
+            refusal=Code.INVALID_ARGUMENT,
+            mentions=name,
+        )
+        for name, value in (
+            ("timeout", "soon"),
+            ("timeout", -1),
+            ("priority", "high"),
+            ("max_latency_ms", "soon"),
+            ("max_latency_ms", 0),
+            ("min_quality", "good"),
+            ("min_quality", 1.5),
+        )
     ),
 )
 REFUSALS = [*REFUSED, *CONTRADICTING, *EXTENSIONS, *REFUSED_HERE]
