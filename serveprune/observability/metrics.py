@@ -45,13 +45,14 @@ class Metric:
 REQUESTS = Metric(
     "serveprune_requests_total",
     "counter",
-    "Requests answered, by the tier that served them and the status code (OK or an error code).",
+    "Requests answered, by the status code (OK or an error code) and the tier that served them; those that failed "
+    "before one was chosen by the tier they asked for, or the default tier.",
     (*_VARIANT, "code"),
 )
 REJECTED_REQUESTS = Metric(
     "serveprune_rejected_requests_total",
     "counter",
-    "Requests refused before a tier was chosen, by status code.",
+    "Requests refused before they were admitted to a model, by status code.",
     ("code",),
 )
 REQUEST_SECONDS = Metric(

@@ -159,18 +159,29 @@ class AdaptivePolicy:
         quiet_since = min(now, state.last + self.target_seconds)
         state = self._with_load(state, candidates[0].forecast.alone_seconds, now=now)
         state = self._rise(state, possible, now=now, quiet_since=quiet_since, budget=budget, margins=margins)
-        allowed = [each for each in candidates if each.rank >= state.ceiling] or candidates[-1:]
-        chosen = next((each for each in allowed if margins.finish(each.forecast) <= budget), None)
+        offered = self._offered(candidates, state.ceiling)
+        chosen = next((each for each in offered if margins.finish(each.forecast) <= budget), None)
         if chosen is not None:
             verdict = Verdict.BEST if chosen.rank <= possible[0].rank else Verdict.LOAD
             state = self._fall(state, chosen, possible, now=now, budget=budget, margins=margins)
             return state, Decision(verdict, chosen)
-        fastest = min(candidates, key=lambda each: each.forecast.finish_seconds)
+        fastest = min(offered, key=lambda each: each.forecast.finish_seconds)
         if fastest.forecast.wait_seconds <= 0:
             return state, Decision(Verdict.LATE, fastest)
         state = self._fall(state, fastest, possible, now=now, budget=budget, margins=margins)
-        surplus_seconds = (margins.finish(fastest.forecast) - self.target_seconds) / margins.wait
-        return state, Decision(Verdict.REJECTED, fastest, max(surplus_seconds, 0.0))
+        surplus_seconds = (margins.finish(fastest.forecast) - budget) / margins.wait
+        return state, Decision(Verdict.REJECTED, fastest, surplus_seconds)
+
+    def _offered(self, candidates: Sequence[Candidate], ceiling: int) -> Sequence[Candidate]:
+        """Return what a request may get, in the order of preference.
+
+        Where a smaller tier is not the faster one, that is also what lies above the ceiling and is faster.
+        """
+        allowed = [each for each in candidates if each.rank >= ceiling] or list(candidates[-1:])
+        quickest_seconds = min([each.forecast.alone_seconds for each in allowed])
+        above = candidates[: len(candidates) - len(allowed)]
+        quicker = [each for each in above if each.forecast.alone_seconds < quickest_seconds]
+        return allowed + quicker[::-1]
 
     def _margins(self, nearest: Forecast) -> "_Margins":
         if nearest.alone_seconds * self.compute_safety <= self.target_seconds:

@@ -51,10 +51,10 @@ def refusal(
         elapsed_seconds: Since the request arrived.
     """
     asked = milliseconds(max_latency_seconds)
-    if elapsed_seconds >= max_latency_seconds:
+    possible = [each for each in candidates if each.forecast.alone_seconds <= max_latency_seconds]
+    if possible and elapsed_seconds >= max_latency_seconds:
         spent = milliseconds(elapsed_seconds)
         return DeadlineExceeded(f"model {model}: max_latency_ms is {asked}, and {spent} had passed before its turn")
-    possible = [each for each in candidates if each.forecast.alone_seconds <= max_latency_seconds]
     if possible:
         finishes = ", ".join(f"{each.tier} in {milliseconds(each.forecast.finish_seconds)}" for each in candidates)
         surplus_seconds = min(each.forecast.finish_seconds - max_latency_seconds for each in possible)

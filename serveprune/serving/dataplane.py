@@ -43,7 +43,8 @@ class _Call:
         name: Of the model as it was asked for, with its qualifier if it had one; and the id of the request.
         outputs: That are wanted; empty for all.
         size_bytes: Of the inputs, which are freed sooner than the answer is, so that no reference to them is here.
-        route: Once it is chosen; and the series of the variant that serves.
+        series: Of the variant that serves; of the tier that is wanted until one is chosen.
+        route: Once it is chosen.
         finished: Locked when the request has ended, for it ends once.
     """
 
@@ -57,9 +58,9 @@ class _Call:
     size_bytes: int
     started: float
     deadline: float
+    series: VariantSeries
     preprocessing_seconds: float | None = None
     route: Route | None = None
-    series: VariantSeries | None = None
     answer: "Future[InferenceResponse]" = field(default_factory=Future)
     finished: threading.Lock = field(default_factory=threading.Lock)
 
@@ -139,6 +140,7 @@ class DataPlane:
             size_bytes,
             started,
             deadline,
+            self._series[model.name, choice.tier or model.default_tier],
         )
 
     def _step(self, call: _Call, step: Callable[[_Call, Sequence[Tensor]], None], tensors: Sequence[Tensor]) -> None:
@@ -222,7 +224,6 @@ class DataPlane:
         if not isinstance(result, JobResult):
             self._finish(call, error=result)
             return
-        assert call.series is not None
         call.series.queue_seconds.observe(result.queue_seconds)
         call.series.compute_seconds.observe(result.compute_seconds)
         outputs = tuple([Tensor.of(name, array) for name, array in zip(job.wanted(), result.outputs, strict=True)])
@@ -234,14 +235,11 @@ class DataPlane:
             return
         self._admission.leave(call.model.name, call.size_bytes)
         self._in_flight[call.model.name].dec()
-        code = self._code(call, error)
-        if call.route is not None and call.series is not None:
+        if call.route is not None:
             call.route.instance.release()
-            call.series.answered[code].inc()
-            if error is None and not call.answer.cancelled():
-                call.series.request_seconds.observe(self._clock() - call.started)
-        elif isinstance(code, Code):
-            self.count_rejection(code)
+        call.series.answered[self._code(call, error)].inc()
+        if error is None and not call.answer.cancelled():
+            call.series.request_seconds.observe(self._clock() - call.started)
         if call.answer.cancelled():
             return
         try:

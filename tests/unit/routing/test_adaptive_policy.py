@@ -183,6 +183,14 @@ def test_smaller_tiers_serve_when_better_ones_are_not_ready() -> None:
     assert (decision.candidate.tier, decision.verdict) == ("int8", Verdict.BEST)
 
 
+def test_tier_above_the_ceiling_serves_when_the_smaller_ones_are_slower() -> None:
+    low = AdaptiveState(ceiling=2, since=0.0, last=0.0)
+    slow_lean = {"dense": 0.040, "int8": 0.020, "lean": 0.090}
+    state, decision = POLICY.decide(low, candidates(0.0, **slow_lean), now=0.0)
+    assert (decision.candidate.tier, decision.verdict) == ("int8", Verdict.LOAD)
+    assert state.ceiling == 2
+
+
 def test_smallest_ready_tier_serves_when_the_ceiling_is_below_all_of_them() -> None:
     low = AdaptiveState(ceiling=2, since=0.0, last=0.0)
     _, decision = POLICY.decide(low, candidates()[:2], now=0.0)
@@ -218,8 +226,8 @@ def test_decisions_hold_what_they_promise_whatever_comes(sequence: list[tuple[fl
                 assert all(each.rank < state.ceiling for each in better)
             case Verdict.REJECTED:
                 assert chosen.wait_seconds > 0
+                assert decision.retry_after_seconds > 0
                 assert all(each.rank < state.ceiling for each in fits)
-                assert decision.retry_after_seconds >= 0
             case Verdict.LATE:
                 assert chosen.wait_seconds <= 0
                 assert all(each.rank < state.ceiling for each in fits)

@@ -214,6 +214,12 @@ def test_objective_is_met_by_the_best_tier_in_time_or_the_fastest_that_is_good_e
             DeadlineExceeded,
             "model minilm: max_latency_ms is 50 ms, and 60 ms had passed before its turn",
         ),
+        (
+            {},
+            {"latency": 0.005, "elapsed": 0.060},
+            InvalidArgument,
+            "no tier answers within 5 ms even on an idle server",
+        ),
         ({"dense": BUILDING}, {"quality": 0.99}, Unavailable, "dense is still being built; retry later"),
         ({"dense": FAILED}, {"quality": 0.99}, FailedPrecondition, "the build of dense failed"),
     ],

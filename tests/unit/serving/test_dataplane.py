@@ -187,7 +187,7 @@ def test_answer_comes_from_the_nearest_better_tier_when_the_asked_one_is_not_the
     assert planes.count(series.REQUESTED_TIER, "adder", "1", "lean") == 1
     with pytest.raises(Unavailable):
         planes.dataplane.submit(request("adder@lean", parameters={"strict_tier": True})).result(30)
-    assert planes.count(series.REJECTED_REQUESTS, "UNAVAILABLE") == 1
+    assert planes.count(series.REQUESTS, "adder", "1", "lean", "UNAVAILABLE") == 1
 
 
 @pytest.mark.parametrize(
@@ -328,7 +328,7 @@ def test_everything_is_given_back_when_preprocessing_fails_unexpectedly(make_pla
             planes.dataplane.submit(text_request(b"a")).result(30)
         assert eventually(lambda: planes.is_at_rest)
     # No tier was chosen yet.
-    assert planes.count(series.REJECTED_REQUESTS, "INTERNAL") == 3
+    assert planes.count(series.REQUESTS, "adder", "1", "dense", "INTERNAL") == 3
 
 
 def test_everything_is_given_back_when_an_answer_cannot_be_made(make_planes: Callable[..., Planes]) -> None:
