@@ -7,19 +7,17 @@ optimized graph with both beside it; a graph loaded from there maps them, so tha
 import ctypes
 import logging
 import platform
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import onnxruntime as ort
-from pydantic import BaseModel, ConfigDict, ValidationError
 
-from serveprune.artifacts.digest import sha256_file, sha256_json
-from serveprune.artifacts.durability import write_file
+from serveprune.artifacts.attachment import AttachmentRecord, sound_record, write_record
+from serveprune.artifacts.digest import sha256_json
 from serveprune.artifacts.environment import environment
 from serveprune.artifacts.graph_file import is_compressed, read_graph
-from serveprune.artifacts.manifest import FileRecord
 from serveprune.artifacts.store import ArtifactStore
 from serveprune.backends.onnx_runtime import OnnxRuntimeBackend, OnnxRuntimeSession, session_options
 from serveprune.errors import ServePruneError
@@ -36,18 +34,9 @@ _SMALLEST_WEIGHT_BYTES = 4096
 """Of one tensor: a page."""
 _GRAPH_FILE = "model.onnx"
 _WEIGHTS_FILE = "weights.bin"
-_RECORD_FILE = "form.json"
+_FILES = frozenset((_GRAPH_FILE, _WEIGHTS_FILE))
 _MADE_UP_SIZE = 2
 _PROVIDERS = ["CPUExecutionProvider"]
-
-
-class _Form(BaseModel):
-    """What is known of a form: the files it consists of, or why there can be none."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    files: Mapping[str, FileRecord] = {}
-    problem: str | None = None
 
 
 class MappedOnnxRuntimeBackend:
@@ -74,7 +63,7 @@ class MappedOnnxRuntimeBackend:
                 form = self._form(path, threads=threads)
                 if form is not None:
                     return _open_form(form, threads=threads)
-            except (OSError, ServePruneError, *_REFUSED) as error:
+            except Exception as error:  # ONNX Runtime raises a dozen unrelated types; the graph itself is sound
                 _log.warning("%s: loaded without shared weights: %s", path.parent.name, error)
         return self._plain.load(path, threads=threads)
 
@@ -82,23 +71,18 @@ class MappedOnnxRuntimeBackend:
         """Return the folder of the form, made if need be; ``None`` if the graph can have none."""
         key, folder = path.parent.name, path.parent / self._form_name
         # At first without the lock, for which a store that may only be read has no room.
-        record = _sound_record(folder)
+        record = sound_record(folder, expected=_FILES)
         if record is None:
             with self._store.single_flight(f"{key}.{self._form_name}"):
-                record = _sound_record(folder) or self._make(path, key=key, threads=threads)
+                record = sound_record(folder, expected=_FILES) or self._make(path, key=key, threads=threads)
         if record.problem is not None:
             _log.info("%s: loaded without shared weights: %s", key, record.problem)
             return None
         return folder
 
-    def _make(self, path: Path, *, key: str, threads: int) -> _Form:
+    def _make(self, path: Path, *, key: str, threads: int) -> AttachmentRecord:
         with self._store.staging() as staging:
-            problem = _write_form(path, staging, threads=threads)
-            if problem is not None:
-                for file in staging.iterdir():
-                    file.unlink()
-            record = _Form(files=_records(staging), problem=problem)
-            write_file(staging / _RECORD_FILE, record.model_dump_json().encode())
+            record = write_record(staging, problem=_write_form(path, staging, threads=threads))
             self._store.attach(staging, key=key, name=self._form_name)
         _give_back_memory()
         return record
@@ -141,30 +125,6 @@ def _open_form(folder: Path, *, threads: int) -> OnnxRuntimeSession:
     return OnnxRuntimeSession(ort.InferenceSession(str(folder / _GRAPH_FILE), options, providers=_PROVIDERS))
 
 
-def _records(folder: Path) -> dict[str, FileRecord]:
-    return {
-        file.name: FileRecord(sha256=sha256_file(file), bytes=file.stat().st_size) for file in sorted(folder.iterdir())
-    }
-
-
-def _sound_record(folder: Path) -> _Form | None:
-    """Return the record of a form whose every byte is the one that was written."""
-    try:
-        record = _Form.model_validate_json((folder / _RECORD_FILE).read_bytes())
-        expected = set() if record.problem is not None else {_GRAPH_FILE, _WEIGHTS_FILE}
-        sound = expected == set(record.files) and all(
-            sha256_file(folder / name) == file.sha256 for name, file in record.files.items()
-        )
-    except FileNotFoundError:
-        return None
-    except (OSError, ValidationError) as error:
-        _log.warning("%s: its form with shared weights is made anew: %s", folder.parent.name, error)
-        return None
-    if not sound:
-        _log.warning("%s: its form with shared weights is not what was written, and made anew", folder.parent.name)
-    return record if sound else None
-
-
 def _made_up(specs: Sequence[TensorSpec]) -> dict[str, Array]:
     random = np.random.default_rng(0)
     feeds: dict[str, Array] = {}
@@ -183,7 +143,3 @@ def _give_back_memory() -> None:
     """Return to the system what loading the graph the ordinary way took; glibc would keep it for later."""
     if platform.libc_ver()[0] == "glibc":
         ctypes.CDLL(None).malloc_trim(0)
-
-
-_states = ort.capi.onnxruntime_pybind11_state
-_REFUSED = (_states.Fail, _states.InvalidGraph, _states.NotImplemented, _states.InvalidProtobuf, RuntimeError)

@@ -87,11 +87,11 @@ def _print_memory(folder: Path, source: Path) -> None:
             form for form in (folder / "store" / "artifacts").glob("*/mapped-*") if (form / "weights.bin").exists()
         ]
         for form in forms:
-            (form / "form.json").rename(form / "kept.json")
-            (form / "form.json").write_text(json.dumps({"problem": "left out for comparison"}))
+            (form / "attachment.json").rename(form / "kept.json")
+            (form / "attachment.json").write_text(json.dumps({"problem": "left out for comparison"}))
         copied = _memory(folder, count, minilm)
         for form in forms:
-            (form / "kept.json").replace(form / "form.json")
+            (form / "kept.json").replace(form / "attachment.json")
         print(f"| {count} | {mapped:.0f} | {copied:.0f} |", flush=True)
 
 

@@ -111,7 +111,7 @@ def test_form_is_written_once_when_many_load_at_the_same_time(store: ArtifactSto
     assert not list((store.root / "tmp").iterdir())
 
 
-@pytest.mark.parametrize("file", ["model.onnx", "weights.bin", "form.json"])
+@pytest.mark.parametrize("file", ["model.onnx", "weights.bin", "attachment.json"])
 @pytest.mark.parametrize("damage", ["cut", "changed", "gone"])
 def test_form_that_is_damaged_is_made_anew(
     store: ArtifactStore, file: str, damage: str, caplog: pytest.LogCaptureFixture
@@ -138,7 +138,7 @@ def test_form_that_names_no_files_is_not_trusted(store: ArtifactStore) -> None:
     expected = answer(backend, artifact)
     (form,) = forms(artifact)
     (form / "weights.bin").write_bytes(bytes(WIDTH * WIDTH * 8))
-    (form / "form.json").write_text(json.dumps({"files": {}, "problem": None}))
+    (form / "attachment.json").write_text(json.dumps({"files": {}, "problem": None}))
 
     assert answer(backend, artifact) == expected
 
@@ -159,7 +159,7 @@ def test_graph_is_loaded_as_ever_when_made_up_inputs_cannot_try_it(
         session = backend.load(artifact.graph)
         assert session.run({**FEEDS, "text": np.array([b"a"] * 5, dtype=object)})[1].tolist() == [b"a"] * 5
     (form,) = forms(artifact)
-    assert [path.name for path in form.iterdir()] == ["form.json"]
+    assert [path.name for path in form.iterdir()] == ["attachment.json"]
 
 
 def test_graph_is_loaded_as_ever_when_the_disk_is_full(
