@@ -1,0 +1,106 @@
+"""Rounds of measurements, and the tables made of their medians."""
+
+import statistics
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from in_process_limit import InProcessLimit
+from load_generator import Load
+from wire_formats import Wire
+
+OWN = "serveprune"
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class Cell:
+    """One line of a table."""
+
+    wire: Wire
+    connections: int
+    server: str
+    setting: str
+
+
+@dataclass(slots=True)
+class ModelTable:
+    """All that was measured with one model."""
+
+    model: str
+    limit: InProcessLimit
+    loads: dict[Cell, list[Load]] = field(default_factory=dict)
+
+    def add(self, cell: Cell, load: Load) -> None:
+        """Keep one round of one line."""
+        self.loads.setdefault(cell, []).append(load)
+
+    def markdown(self) -> Iterator[str]:
+        """Return the lines of the table; ratios are to the best of all peers at the same wire and connections."""
+        arrangement, limit = self.limit.best()
+        one_row_ms = statistics.median(self.limit.one_row_ms)
+        yield f"### {self.model}"
+        yield ""
+        yield f"In-process limit: {limit:,.0f} rows/s ({arrangement}). One row alone: {one_row_ms:.3f} ms."
+        yield ""
+        yield (
+            "| wire | connections | server | requests/s | of the limit | p50 ms | p99 ms | above in-process ms "
+            "| to the best peer | errors |"
+        )
+        yield "|---" * 10 + "|"
+        for cell in sorted(self.loads, key=lambda each: (list(Wire).index(each.wire), each.connections)):
+            load = _median(self.loads[cell])
+            best = self._best_peer(cell)
+            # With one client nothing waits for another, so all above one run is the server's (and the network's).
+            added = f"{load.p50_ms - one_row_ms:.2f}" if cell.connections == 1 else ""
+            ratio = f"{load.requests_per_second / best:.2f}x" if best else ""
+            yield (
+                f"| {cell.wire} | {cell.connections} | {cell.server} ({cell.setting}) | "
+                f"{load.requests_per_second:,.1f} | {load.requests_per_second / limit:.2f} | {load.p50_ms:.2f} | "
+                f"{load.p99_ms:.2f} | {added} | {ratio} | {sum(each.errors for each in self.loads[cell])} |"
+            )
+
+    def document(self) -> dict[str, Any]:
+        """Return all rounds, for a JSON file."""
+        arrangement, limit = self.limit.best()
+        return {
+            "model": self.model,
+            "limit": {
+                "rows_per_second": limit,
+                "arrangement": str(arrangement),
+                "one_row_ms": statistics.median(self.limit.one_row_ms),
+                "all": {str(each): found for each, found in self.limit.rows_per_second.items()},
+            },
+            "rows": [self._row(cell, loads) for cell, loads in self.loads.items()],
+        }
+
+    def _row(self, cell: Cell, loads: Sequence[Load]) -> Mapping[str, Any]:
+        median = _median(loads)
+        return {
+            "wire": str(cell.wire),
+            "connections": cell.connections,
+            "server": cell.server,
+            "setting": cell.setting,
+            "requests_per_second": median.requests_per_second,
+            "p50_ms": median.p50_ms,
+            "p99_ms": median.p99_ms,
+            "errors": sum(each.errors for each in loads),
+            "rounds_requests_per_second": [each.requests_per_second for each in loads],
+        }
+
+    def _best_peer(self, cell: Cell) -> float | None:
+        """Return the most requests per second any other server reached, under any of its settings."""
+        peers = [
+            _median(loads).requests_per_second
+            for each, loads in self.loads.items()
+            if (each.wire, each.connections) == (cell.wire, cell.connections) and each.server != OWN
+        ]
+        return max(peers, default=None)
+
+
+def _median(loads: Sequence[Load]) -> Load:
+    return Load(
+        statistics.median(each.requests_per_second for each in loads),
+        statistics.median(each.p50_ms for each in loads),
+        statistics.median(each.p99_ms for each in loads),
+        sum(each.errors for each in loads),
+    )
