@@ -5,6 +5,7 @@ import threading
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 
 import numpy as np
 import onnxruntime as ort
@@ -41,7 +42,7 @@ class InProcessLimit:
         for executors, threads in ((self.cores, 1), (1, self.cores)):
             runs = [_runner(self.workload, threads=threads) for _ in range(executors)]
             for size in BATCH_SIZES:
-                found = _rows_per_second([lambda run=run: run(size) for run in runs], size=size, seconds=seconds)
+                found = _rows_per_second([partial(run, size) for run in runs], size=size, seconds=seconds)
                 self.rows_per_second.setdefault(Arrangement(executors, threads, size), []).append(found)
         run = _runner(self.workload, threads=1)
         times = _times(lambda: run(1), seconds=seconds)

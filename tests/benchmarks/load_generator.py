@@ -68,8 +68,12 @@ def http_load(
     if not lines:
         raise SystemExit(f"wrk said:\n{printed}")
     found = json.loads(lines[0].removeprefix("rotation "))
+    good_ratio = 1 - found["refused"] / max(found["requests"], 1)
     return Load(
-        found["answers"] / seconds, found["p50_us"] / 1000, found["p99_us"] / 1000, found["refused"] + found["broken"]
+        found["answers"] / seconds * good_ratio,
+        found["p50_us"] / 1000,
+        found["p99_us"] / 1000,
+        found["refused"] + found["broken"],
     )
 
 

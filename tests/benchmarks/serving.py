@@ -160,9 +160,7 @@ def _measure(contestant: Contestant, workload: Workload, plan: Plan, table: Mode
             check_answers(peer.name, endpoint, workload)
 
 
-def _load(
-    endpoint: Endpoint, workload: Workload, *, answer_bytes: int, connections: int, seconds: float
-) -> Load:
+def _load(endpoint: Endpoint, workload: Workload, *, answer_bytes: int, connections: int, seconds: float) -> Load:
     requests = [endpoint.format.encode(feeds) for feeds in workload.feeds]
     bodies, headers = [body for body, _ in requests], requests[0][1]
     authority, path = f"127.0.0.1:{endpoint.port}", endpoint.format.path

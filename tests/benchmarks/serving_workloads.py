@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from threading import Event
 
@@ -77,7 +78,7 @@ def _mlp(folder: Path) -> dict[str, str]:
     """Write a perceptron, ``(N, 64) -> (N, 10)`` float32: so small that a server is all overhead."""
     random = np.random.default_rng(0)
     nodes, constants, value = [], [], "features"
-    for index, (width, wider) in enumerate(zip(_MLP_WIDTHS, _MLP_WIDTHS[1:], strict=False)):
+    for index, (width, wider) in enumerate(pairwise(_MLP_WIDTHS)):
         weight = random.standard_normal((width, wider)).astype(np.float32) * np.float32(np.sqrt(2 / width))
         constants += [
             numpy_helper.from_array(weight, f"weight{index}"),

@@ -44,14 +44,23 @@ class KServe:
 
     def settings(self, model: str) -> Mapping[str, Setting]:
         """See `Peer.settings`."""
-        return {"inline": INLINE, "threaded": THREADED, "inline, two threads": INLINE_TWO_THREADS}
+        return {"inline": INLINE, "threaded": THREADED, "inline-2-threads": INLINE_TWO_THREADS}
 
     @contextmanager
-    def serve(self, workload: Workload, setting: Setting, *, folder: Path, python: Path) -> Iterator[Sequence[Endpoint]]:
+    def serve(
+        self, workload: Workload, setting: Setting, *, folder: Path, python: Path
+    ) -> Iterator[Sequence[Endpoint]]:
         """See `Peer.serve`."""
         http, grpc = free_ports(2)
         (folder / "logging.json").write_text(json.dumps(_LOGGING))
-        command = [python, INSIDE / "kserve_server.py", "--http_port", str(http), "--grpc_port", str(grpc)]
+        command: list[str | Path] = [
+            python,
+            INSIDE / "kserve_server.py",
+            "--http_port",
+            str(http),
+            "--grpc_port",
+            str(grpc),
+        ]
         command += ["--workers", str(setting["workers"]), "--enable_latency_logging", "false"]
         command += ["--log_config_file", folder / "logging.json"]
         with running(

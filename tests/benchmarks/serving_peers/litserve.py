@@ -34,13 +34,15 @@ class LitServe:
 
     def settings(self, model: str) -> Mapping[str, Setting]:
         """See `Peer.settings`."""
-        return {"single": SINGLE, "batched": BATCHED, "single, one API server": SINGLE_ONE_API}
+        return {"single": SINGLE, "batched": BATCHED, "single-1-api": SINGLE_ONE_API}
 
     @contextmanager
-    def serve(self, workload: Workload, setting: Setting, *, folder: Path, python: Path) -> Iterator[Sequence[Endpoint]]:
+    def serve(
+        self, workload: Workload, setting: Setting, *, folder: Path, python: Path
+    ) -> Iterator[Sequence[Endpoint]]:
         """See `Peer.serve`."""
         (port,) = free_ports(1)
-        command = [python, INSIDE / "litserve_server.py", "--port", str(port), "--fast-queue"]
+        command: list[str | Path] = [python, INSIDE / "litserve_server.py", "--port", str(port), "--fast-queue"]
         command += ["--workers", str(setting["workers"]), "--api-servers", str(setting["api_servers"])]
         command += ["--batch-size", str(setting["batch_size"]), "--batch-timeout", str(setting["batch_seconds"])]
         with running(

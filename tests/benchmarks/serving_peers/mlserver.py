@@ -41,14 +41,16 @@ class MlServer:
     def settings(self, model: str) -> Mapping[str, Setting]:
         """See `Peer.settings`."""
         return {
-            "in process, batched": IN_PROCESS_BATCHED,
-            "in process": IN_PROCESS,
+            "in-process+batched": IN_PROCESS_BATCHED,
+            "in-process": IN_PROCESS,
             "parallel": PARALLEL,
-            "parallel, batched": PARALLEL_BATCHED,
+            "parallel+batched": PARALLEL_BATCHED,
         }
 
     @contextmanager
-    def serve(self, workload: Workload, setting: Setting, *, folder: Path, python: Path) -> Iterator[Sequence[Endpoint]]:
+    def serve(
+        self, workload: Workload, setting: Setting, *, folder: Path, python: Path
+    ) -> Iterator[Sequence[Endpoint]]:
         """See `Peer.serve`."""
         http, grpc, metrics = free_ports(3)
         server = {

@@ -12,7 +12,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import yaml
-
 from serving_peers.peer import Endpoint, Setting
 from serving_peers.server_process import answers, running
 from serving_workloads import Workload
@@ -37,14 +36,24 @@ class ServePrune:
         return SETTINGS
 
     @contextmanager
-    def serve(self, workload: Workload, setting: Setting, *, folder: Path, python: Path) -> Iterator[Sequence[Endpoint]]:
+    def serve(
+        self, workload: Workload, setting: Setting, *, folder: Path, python: Path
+    ) -> Iterator[Sequence[Endpoint]]:
         """See `Peer.serve`; ``python`` is not used."""
-        addresses = {front: "127.0.0.1:0" for front in ("http", "grpc", "metrics")}
+        addresses = dict.fromkeys(("http", "grpc", "metrics"), "127.0.0.1:0")
         config = yaml.safe_load(workload.config.read_text())
         config["server"] = {**addresses, **setting}
         (folder / "serveprune.yaml").write_text(yaml.safe_dump(config))
         file = folder / "endpoints.json"
-        command = [sys.executable, "-m", "serveprune", "serve", folder / "serveprune.yaml", "--endpoints-file", file]
+        command: list[str | Path] = [
+            sys.executable,
+            "-m",
+            "serveprune",
+            "serve",
+            folder / "serveprune.yaml",
+            "--endpoints-file",
+            file,
+        ]
 
         def ready() -> bool:
             if not file.exists():
@@ -56,4 +65,8 @@ class ServePrune:
             found = json.loads(file.read_text())
             http, grpc = (int(found[front].rpartition(":")[2]) for front in ("http", "grpc"))
             path = f"/v2/models/{workload.name}/infer"
-            yield [Endpoint(http, OipJson(path)), Endpoint(http, OipBinary(path)), Endpoint(grpc, OipGrpc(workload.name))]
+            yield [
+                Endpoint(http, OipJson(path)),
+                Endpoint(http, OipBinary(path)),
+                Endpoint(grpc, OipGrpc(workload.name)),
+            ]

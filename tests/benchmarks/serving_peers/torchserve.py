@@ -78,7 +78,9 @@ class TorchServe:
         return {"single": SINGLE, "batched": BATCHED}
 
     @contextmanager
-    def serve(self, workload: Workload, setting: Setting, *, folder: Path, python: Path) -> Iterator[Sequence[Endpoint]]:
+    def serve(
+        self, workload: Workload, setting: Setting, *, folder: Path, python: Path
+    ) -> Iterator[Sequence[Endpoint]]:
         """See `Peer.serve`."""
         _archive(workload, setting, folder=folder, python=python)
         http, management, metrics, grpc, grpc_management, worker = free_ports(6)
@@ -95,7 +97,7 @@ class TorchServe:
             )
         )
         (folder / "log4j2.xml").write_text(_LOGGING)
-        command = [python.parent / "torchserve", "--start", "--foreground", "--disable-token-auth"]
+        command: list[str | Path] = [python.parent / "torchserve", "--start", "--foreground", "--disable-token-auth"]
         command += ["--ts-config", folder / "config.properties", "--log-config", folder / "log4j2.xml"]
         # Its files for sockets and the process id have fixed names.
         own = {name: str(folder) for name in ("TMPDIR", "TEMP")}
@@ -128,7 +130,7 @@ def _archive(workload: Workload, setting: Setting, *, folder: Path, python: Path
     }
     # JSON is YAML.
     (folder / "model-config.yaml").write_text(json.dumps(configuration))
-    command = [python.parent / "torch-model-archiver", "--model-name", _MODEL, "--version", "1.0"]
+    command: list[str | Path] = [python.parent / "torch-model-archiver", "--model-name", _MODEL, "--version", "1.0"]
     command += ["--handler", INSIDE / "torchserve_handler.py", "--export-path", store]
     command += ["--extra-files", f"{graph},{INSIDE / 'onnx_graph.py'}", "--config-file", folder / "model-config.yaml"]
     subprocess.run(command, check=True, capture_output=True)

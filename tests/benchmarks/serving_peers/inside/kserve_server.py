@@ -15,8 +15,9 @@ class OnnxModel(kserve.Model):
 
     def __init__(self, name: str) -> None:
         super().__init__(name)
-        threads = int(os.environ["BENCHMARK_EXECUTORS"])
-        self._executor = ThreadPoolExecutor(threads) if threads else None
+        self._executors = int(os.environ["BENCHMARK_EXECUTORS"])
+        # Made when it is first needed: the model is sent to worker processes, threads cannot be.
+        self._executor: ThreadPoolExecutor | None = None
         self._graph = graph_of_environment()
         self.ready = True
 
@@ -29,9 +30,11 @@ class OnnxModel(kserve.Model):
         """Answer with all outputs, binary if the client asked for that."""
         feeds = {each.name: each.as_numpy() for each in payload.inputs}
         results: list[Array]
-        if self._executor is None:
+        if not self._executors:
             results = self._graph.run(feeds)
         else:
+            if self._executor is None:
+                self._executor = ThreadPoolExecutor(self._executors)
             results = await asyncio.get_running_loop().run_in_executor(self._executor, self._graph.run, feeds)
         return InferResponse(
             response_id=payload.id or "",

@@ -1,7 +1,7 @@
 """The same few lines around ONNX Runtime for every peer; they run inside the peer's own environment."""
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 import onnxruntime as ort
@@ -12,7 +12,10 @@ THREADS_VARIABLE = "BENCHMARK_THREADS"
 
 Array = NDArray[np.generic]
 
-_TYPES = {"tensor(float)": np.dtype(np.float32), "tensor(int64)": np.dtype(np.int64)}
+_TYPES: Mapping[str, np.dtype[np.generic]] = {
+    "tensor(float)": np.dtype(np.float32),
+    "tensor(int64)": np.dtype(np.int64),
+}
 
 
 class OnnxGraph:
@@ -22,6 +25,7 @@ class OnnxGraph:
         options = ort.SessionOptions()
         options.intra_op_num_threads = threads
         options.inter_op_num_threads = 1
+        self._made_with = (path, threads)
         self._session = ort.InferenceSession(path, options, providers=["CPUExecutionProvider"])
         self.input_types = {each.name: _TYPES[each.type] for each in self._session.get_inputs()}
         self.output_names = [each.name for each in self._session.get_outputs()]
@@ -31,17 +35,28 @@ class OnnxGraph:
             for each in self._session.get_inputs()
         }
 
-    def row(self, name: str, values: "Sequence[float] | bytes | bytearray") -> Array:
+    def __reduce__(self) -> tuple[Callable[..., "OnnxGraph"], tuple[str, int]]:
+        # KServe sends models to its worker processes; a session cannot be sent, so it is loaded there again.
+        return _loaded, self._made_with
+
+    def row(self, name: str, values: Sequence[float] | bytes | bytearray) -> Array:
         """Return an input of one row, ``(1, ...)``, from a flat list or from raw bytes."""
         datatype = self.input_types[name]
-        raw = isinstance(values, bytes | bytearray)
-        flat = np.frombuffer(values, datatype) if raw else np.asarray(values, datatype)
-        return flat.reshape(1, *self._row_shapes[name])
+        if isinstance(values, bytes | bytearray):
+            flat: Array = np.frombuffer(values, datatype)
+        else:
+            flat = np.asarray(values, datatype)
+        row: Array = flat.reshape(1, *self._row_shapes[name])
+        return row
 
     def run(self, feeds: Mapping[str, Array]) -> list[Array]:
         """Compute all outputs."""
         results: list[Array] = self._session.run(self.output_names, dict(feeds))
         return results
+
+
+def _loaded(path: str, threads: int) -> OnnxGraph:
+    return OnnxGraph(path, threads=threads)
 
 
 def graph_of_environment() -> OnnxGraph:
