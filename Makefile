@@ -16,7 +16,7 @@ ARGS ?=
 # Networks that carry their weights in the package; without what they would bring along.
 TEST_MODELS := magika==1.0.3 silero-vad==6.2.3
 
-.PHONY: demo test check install generate benchmark clean
+.PHONY: demo test check install generate benchmark benchmark-serving clean
 
 demo: $(VENV)/installed
 	$(BIN)/serveprune demo $(ARGS)
@@ -38,6 +38,10 @@ generate: $(VENV)/installed-dev
 
 benchmark: $(VENV)/installed-dev
 	$(BIN)/python tests/benchmarks/tiers.py
+
+# Installs the servers it compares with, each into an environment of its own; see the script for what else it needs.
+benchmark-serving: $(VENV)/installed-dev
+	$(BIN)/python tests/benchmarks/serving.py --torch "$(TORCH)" $(ARGS)
 
 install: $(VENV)/installed
 
@@ -61,4 +65,4 @@ $(CLIENTS)/installed: Makefile
 	touch $@
 
 clean:
-	rm -rf $(VENV) $(CLIENTS) serveprune-demo .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .hypothesis
+	rm -rf $(VENV) $(CLIENTS) .venv-peers serveprune-demo .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .hypothesis

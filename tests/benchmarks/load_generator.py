@@ -35,12 +35,14 @@ class Load:
         p50_ms: Median time from request to answer.
         p99_ms: The 99th percentile of it.
         errors: Answers other than good ones, and connections that broke.
+        answers: Of any kind, in all of the time, warm-up included.
     """
 
     requests_per_second: float
     p50_ms: float
     p99_ms: float
     errors: int
+    answers: int
 
 
 def require_programs() -> None:
@@ -74,6 +76,7 @@ def http_load(
         found["p50_us"] / 1000,
         found["p99_us"] / 1000,
         found["refused"] + found["broken"],
+        found["requests"],
     )
 
 
@@ -114,6 +117,7 @@ def grpc_load(
         statistics.median(within),
         statistics.quantiles(within, n=100, method="inclusive")[98],
         len(calls) - len(good) + refused,
+        len(calls),
     )
 
 

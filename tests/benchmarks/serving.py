@@ -20,6 +20,7 @@ import argparse
 import json
 import os
 import platform
+import signal
 import sys
 import tempfile
 from collections.abc import Sequence
@@ -37,8 +38,9 @@ from serving_peers.litserve import LitServe
 from serving_peers.mlserver import MlServer
 from serving_peers.own import ServePrune
 from serving_peers.peer import Endpoint, Peer, Setting
+from serving_peers.server_process import servers_cpu_seconds
 from serving_peers.torchserve import TorchServe
-from serving_table import Cell, ModelTable
+from serving_table import Cell, ModelTable, Round
 from serving_workloads import MODELS, Workload, load_workload
 from timed_tiers import machine
 from wire_formats import Wire
@@ -73,6 +75,8 @@ def main() -> None:
     """Install, measure, print."""
     arguments = _arguments()
     require_programs()
+    # So that a server that is running is stopped then, too.
+    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
     # Servers and load generators inherit it.
     os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:_CORES])
     plan = Plan(
@@ -152,10 +156,13 @@ def _measure(contestant: Contestant, workload: Workload, plan: Plan, table: Mode
             _load(endpoint, workload, answer_bytes=answer_bytes, connections=max(plan.connections), seconds=1.0)
             for connections in plan.connections:
                 seconds = max(plan.seconds, _ANSWERS_PER_CONNECTION * connections / limit)
-                found = _load(
+                before = servers_cpu_seconds()
+                load = _load(
                     endpoint, workload, answer_bytes=answer_bytes, connections=connections, seconds=round(seconds, 1)
                 )
-                table.add(Cell(wire, connections, peer.name, contestant.setting_name), found)
+                cpu_ms = (servers_cpu_seconds() - before) / max(load.answers, 1) * 1000
+                cell = Cell(wire, connections, peer.name, contestant.setting_name)
+                table.add(cell, Round(load, cpu_ms))
             # After the load it must still be right, and over gRPC no other check sees a status.
             check_answers(peer.name, endpoint, workload)
 

@@ -11,6 +11,8 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
+import psutil
+
 _START_SECONDS = 120.0
 _STOP_SECONDS = 20.0
 _POLL_SECONDS = 0.1
@@ -41,6 +43,18 @@ def running(
             yield
         finally:
             _stop(process)
+
+
+def servers_cpu_seconds() -> float:
+    """Return the processor time of all processes below this one that live now: between two loads, of the server."""
+    total = 0.0
+    for process in psutil.Process().children(recursive=True):
+        try:
+            times = process.cpu_times()
+        except psutil.NoSuchProcess:
+            continue
+        total += times.user + times.system
+    return total
 
 
 def free_ports(count: int) -> list[int]:
