@@ -23,10 +23,11 @@ import platform
 import signal
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 import onnxruntime
 from in_process_limit import InProcessLimit
@@ -85,16 +86,20 @@ def main() -> None:
         arguments.seconds,
     )
     print(f"{machine()}; Python {platform.python_version()}, ONNX Runtime {onnxruntime.__version__}; {_CORES} cores\n")
-    documents = []
+    documents: list[Mapping[str, Any]] = []
     for name in arguments.models.split(","):
         workload = load_workload(name, folder=arguments.peers / "graphs")
         contestants = _contestants(arguments, name)
-        table = _measured(workload, contestants, plan, rounds=arguments.rounds)
+        table = ModelTable(name, InProcessLimit(workload, cores=_CORES))
+        for number in range(arguments.rounds):
+            _measure_round(number, table, contestants, plan)
+            if arguments.json:
+                # After every round, for a long run may be cut short.
+                models = [*documents, table.document()]
+                found = {"machine": machine(), "until": datetime.now(UTC).isoformat(), "models": models}
+                arguments.json.write_text(json.dumps(found, indent=1))
         print("\n".join(table.markdown()) + "\n", flush=True)
         documents.append(table.document())
-        if arguments.json:
-            described = {"machine": machine(), "finished": datetime.now(UTC).isoformat(), "models": documents}
-            arguments.json.write_text(json.dumps(described, indent=1))
 
 
 def _arguments() -> argparse.Namespace:
@@ -119,26 +124,23 @@ def _contestants(arguments: argparse.Namespace, model: str) -> list[Contestant]:
         peer = next((each for each in _PEERS if each.name == name), None)
         if peer is None:
             raise SystemExit(f"--servers: expected some of {', '.join(each.name for each in _PEERS)}, got {name!r}")
-        settings = peer.settings(model)
+        settings = peer.settings
         if setting and setting not in settings:
             raise SystemExit(f"--servers: {name} has the settings {', '.join(settings)}, got {setting!r}")
-        chosen = [setting] if setting else list(settings) if arguments.all_settings else [next(iter(settings))]
+        chosen = [setting] if setting else list(settings if arguments.all_settings else peer.best_settings(model))
         python = environment_python(peer, folder=arguments.peers, torch=arguments.torch)
         found += [Contestant(peer, each, settings[each], python) for each in chosen]
     return found
 
 
-def _measured(workload: Workload, contestants: Sequence[Contestant], plan: Plan, *, rounds: int) -> ModelTable:
-    table = ModelTable(workload.name, InProcessLimit(workload, cores=_CORES))
-    for count in range(rounds):
-        table.limit.measure(seconds=_LIMIT_SECONDS)
-        # The other way round every second time, so that nobody always follows the same server.
-        for contestant in contestants if count % 2 == 0 else reversed(contestants):
-            _measure(contestant, workload, plan, table)
-            load = os.getloadavg()[0]
-            named = f"{contestant.peer.name} ({contestant.setting_name})"
-            print(f"{workload.name}, round {count + 1}: {named} done, load {load:.1f}", file=sys.stderr, flush=True)
-    return table
+def _measure_round(number: int, table: ModelTable, contestants: Sequence[Contestant], plan: Plan) -> None:
+    table.limit.measure(seconds=_LIMIT_SECONDS)
+    # The other way round every second time, so that nobody always follows the same server.
+    for contestant in contestants if number % 2 == 0 else reversed(contestants):
+        _measure(contestant, table.limit.workload, plan, table)
+        named = f"{contestant.peer.name} ({contestant.setting_name})"
+        load = os.getloadavg()[0]
+        print(f"{table.model}, round {number + 1}: {named} done, load {load:.1f}", file=sys.stderr, flush=True)
 
 
 def _measure(contestant: Contestant, workload: Workload, plan: Plan, table: ModelTable) -> None:

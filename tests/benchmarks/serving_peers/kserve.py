@@ -24,15 +24,19 @@ from wire_formats import OipBinary, OipGrpc, OipJson
 
 _MODEL = "benchmark"
 
-INLINE: Setting = {"workers": 2, "executors": 0, "threads": 1}
-THREADED: Setting = {"workers": 2, "executors": 2, "threads": 1}
-INLINE_TWO_THREADS: Setting = {"workers": 2, "executors": 0, "threads": 2}
 
 _LOGGING = {
     "version": 1,
     "disable_existing_loggers": False,
     "loggers": {name: {"level": "WARNING"} for name in ("kserve", "kserve.trace", "uvicorn", "uvicorn.access")},
 }
+
+SETTINGS: Mapping[str, Setting] = {
+    "inline": {"workers": 2, "executors": 0, "threads": 1},
+    "threaded": {"workers": 2, "executors": 2, "threads": 1},
+    "inline-2-threads": {"workers": 2, "executors": 0, "threads": 2},
+}
+_BEST: Mapping[str, Sequence[str]] = {}
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,9 +46,14 @@ class KServe:
     name: str = "kserve"
     needs_torch: bool = False
 
-    def settings(self, model: str) -> Mapping[str, Setting]:
+    @property
+    def settings(self) -> Mapping[str, Setting]:
         """See `Peer.settings`."""
-        return {"inline": INLINE, "threaded": THREADED, "inline-2-threads": INLINE_TWO_THREADS}
+        return SETTINGS
+
+    def best_settings(self, model: str) -> Sequence[str]:
+        """See `Peer.best_settings`."""
+        return _BEST[model]
 
     @contextmanager
     def serve(

@@ -20,9 +20,12 @@ from serving_peers.server_process import answers, free_ports, running
 from serving_workloads import Workload
 from wire_formats import PlainJson
 
-SINGLE: Setting = {"workers": 2, "threads": 1, "api_servers": 2, "batch_size": 1, "batch_seconds": 0}
-BATCHED: Setting = {"workers": 2, "threads": 1, "api_servers": 2, "batch_size": 16, "batch_seconds": 0.002}
-SINGLE_ONE_API: Setting = {**SINGLE, "api_servers": 1}
+SETTINGS: Mapping[str, Setting] = {
+    "single": {"workers": 2, "threads": 1, "api_servers": 2, "batch_size": 1, "batch_seconds": 0},
+    "batched": {"workers": 2, "threads": 1, "api_servers": 2, "batch_size": 16, "batch_seconds": 0.002},
+    "single-1-api": {"workers": 2, "threads": 1, "api_servers": 1, "batch_size": 1, "batch_seconds": 0},
+}
+_BEST: Mapping[str, Sequence[str]] = {}
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,9 +35,14 @@ class LitServe:
     name: str = "litserve"
     needs_torch: bool = False
 
-    def settings(self, model: str) -> Mapping[str, Setting]:
+    @property
+    def settings(self) -> Mapping[str, Setting]:
         """See `Peer.settings`."""
-        return {"single": SINGLE, "batched": BATCHED, "single-1-api": SINGLE_ONE_API}
+        return SETTINGS
+
+    def best_settings(self, model: str) -> Sequence[str]:
+        """See `Peer.best_settings`."""
+        return _BEST[model]
 
     @contextmanager
     def serve(

@@ -25,10 +25,13 @@ from wire_formats import OipGrpc, OipJson
 
 _MODEL = "benchmark"
 
-PARALLEL: Setting = {"workers": 2, "executors": 0, "threads": 1, "batch_size": 0, "batch_seconds": 0}
-PARALLEL_BATCHED: Setting = {"workers": 2, "executors": 0, "threads": 1, "batch_size": 16, "batch_seconds": 0.002}
-IN_PROCESS: Setting = {"workers": 0, "executors": 0, "threads": 1, "batch_size": 0, "batch_seconds": 0}
-IN_PROCESS_BATCHED: Setting = {"workers": 0, "executors": 2, "threads": 1, "batch_size": 16, "batch_seconds": 0.002}
+SETTINGS: Mapping[str, Setting] = {
+    "in-process": {"workers": 0, "executors": 0, "threads": 1, "batch_size": 0, "batch_seconds": 0},
+    "in-process+batched": {"workers": 0, "executors": 2, "threads": 1, "batch_size": 16, "batch_seconds": 0.002},
+    "parallel": {"workers": 2, "executors": 0, "threads": 1, "batch_size": 0, "batch_seconds": 0},
+    "parallel+batched": {"workers": 2, "executors": 0, "threads": 1, "batch_size": 16, "batch_seconds": 0.002},
+}
+_BEST: Mapping[str, Sequence[str]] = {}
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,14 +41,14 @@ class MlServer:
     name: str = "mlserver"
     needs_torch: bool = False
 
-    def settings(self, model: str) -> Mapping[str, Setting]:
+    @property
+    def settings(self) -> Mapping[str, Setting]:
         """See `Peer.settings`."""
-        return {
-            "in-process+batched": IN_PROCESS_BATCHED,
-            "in-process": IN_PROCESS,
-            "parallel": PARALLEL,
-            "parallel+batched": PARALLEL_BATCHED,
-        }
+        return SETTINGS
+
+    def best_settings(self, model: str) -> Sequence[str]:
+        """See `Peer.best_settings`."""
+        return _BEST[model]
 
     @contextmanager
     def serve(

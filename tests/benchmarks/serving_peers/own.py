@@ -31,9 +31,14 @@ class ServePrune:
     name: str = "serveprune"
     needs_torch: bool = False
 
-    def settings(self, model: str) -> Mapping[str, Setting]:
+    @property
+    def settings(self) -> Mapping[str, Setting]:
         """See `Peer.settings`."""
         return SETTINGS
+
+    def best_settings(self, model: str) -> Sequence[str]:
+        """See `Peer.best_settings`."""
+        return list(SETTINGS)
 
     @contextmanager
     def serve(

@@ -43,8 +43,13 @@ class Peer(Protocol):
         """See above."""
         ...
 
-    def settings(self, model: str) -> Mapping[str, Setting]:
-        """Return sensible settings by name, the one that did best for this model first."""
+    @property
+    def settings(self) -> Mapping[str, Setting]:
+        """Return sensible settings by name."""
+        ...
+
+    def best_settings(self, model: str) -> Sequence[str]:
+        """Return which did best for this model, several where it depends on the wire or the connections."""
         ...
 
     def serve(

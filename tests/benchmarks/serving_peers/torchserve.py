@@ -31,8 +31,6 @@ from wire_formats import PlainJson, TorchServeGrpc
 
 _MODEL = "benchmark"
 
-SINGLE: Setting = {"workers": 2, "threads": 1, "batch_size": 1, "batch_delay_ms": 0}
-BATCHED: Setting = {"workers": 2, "threads": 1, "batch_size": 16, "batch_delay_ms": 1}
 
 _PROPERTIES = """\
 inference_address=http://127.0.0.1:{http}
@@ -65,6 +63,12 @@ _LOGGING = """\
 </Configuration>
 """
 
+SETTINGS: Mapping[str, Setting] = {
+    "single": {"workers": 2, "threads": 1, "batch_size": 1, "batch_delay_ms": 0},
+    "batched": {"workers": 2, "threads": 1, "batch_size": 16, "batch_delay_ms": 1},
+}
+_BEST: Mapping[str, Sequence[str]] = {}
+
 
 @dataclass(frozen=True, slots=True)
 class TorchServe:
@@ -73,9 +77,14 @@ class TorchServe:
     name: str = "torchserve"
     needs_torch: bool = True
 
-    def settings(self, model: str) -> Mapping[str, Setting]:
+    @property
+    def settings(self) -> Mapping[str, Setting]:
         """See `Peer.settings`."""
-        return {"single": SINGLE, "batched": BATCHED}
+        return SETTINGS
+
+    def best_settings(self, model: str) -> Sequence[str]:
+        """See `Peer.best_settings`."""
+        return _BEST[model]
 
     @contextmanager
     def serve(
