@@ -36,7 +36,6 @@ SETTINGS: Mapping[str, Setting] = {
     "threaded": {"workers": 2, "executors": 2, "threads": 1},
     "inline-2-threads": {"workers": 2, "executors": 0, "threads": 2},
 }
-_BEST: Mapping[str, Sequence[str]] = {}
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,10 +49,6 @@ class KServe:
     def settings(self) -> Mapping[str, Setting]:
         """See `Peer.settings`."""
         return SETTINGS
-
-    def best_settings(self, model: str) -> Sequence[str]:
-        """See `Peer.best_settings`."""
-        return _BEST[model]
 
     @contextmanager
     def serve(

@@ -25,7 +25,6 @@ SETTINGS: Mapping[str, Setting] = {
     "batched": {"workers": 2, "threads": 1, "api_servers": 2, "batch_size": 16, "batch_seconds": 0.002},
     "single-1-api": {"workers": 2, "threads": 1, "api_servers": 1, "batch_size": 1, "batch_seconds": 0},
 }
-_BEST: Mapping[str, Sequence[str]] = {}
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,10 +38,6 @@ class LitServe:
     def settings(self) -> Mapping[str, Setting]:
         """See `Peer.settings`."""
         return SETTINGS
-
-    def best_settings(self, model: str) -> Sequence[str]:
-        """See `Peer.best_settings`."""
-        return _BEST[model]
 
     @contextmanager
     def serve(

@@ -31,7 +31,6 @@ SETTINGS: Mapping[str, Setting] = {
     "parallel": {"workers": 2, "executors": 0, "threads": 1, "batch_size": 0, "batch_seconds": 0},
     "parallel+batched": {"workers": 2, "executors": 0, "threads": 1, "batch_size": 16, "batch_seconds": 0.002},
 }
-_BEST: Mapping[str, Sequence[str]] = {}
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,10 +44,6 @@ class MlServer:
     def settings(self) -> Mapping[str, Setting]:
         """See `Peer.settings`."""
         return SETTINGS
-
-    def best_settings(self, model: str) -> Sequence[str]:
-        """See `Peer.best_settings`."""
-        return _BEST[model]
 
     @contextmanager
     def serve(

@@ -36,10 +36,6 @@ class ServePrune:
         """See `Peer.settings`."""
         return SETTINGS
 
-    def best_settings(self, model: str) -> Sequence[str]:
-        """See `Peer.best_settings`."""
-        return list(SETTINGS)
-
     @contextmanager
     def serve(
         self, workload: Workload, setting: Setting, *, folder: Path, python: Path

@@ -13,7 +13,7 @@ INSIDE = Path(__file__).parent / "inside"
 REQUIREMENTS = Path(__file__).parent / "requirements"
 """Every package of every environment, with its version."""
 
-Setting = Mapping[str, float]
+Setting = Mapping[str, float | str]
 """What can be set on one server, by the names that its own file explains."""
 
 
@@ -46,10 +46,6 @@ class Peer(Protocol):
     @property
     def settings(self) -> Mapping[str, Setting]:
         """Return sensible settings by name."""
-        ...
-
-    def best_settings(self, model: str) -> Sequence[str]:
-        """Return which did best for this model, several where it depends on the wire or the connections."""
         ...
 
     def serve(

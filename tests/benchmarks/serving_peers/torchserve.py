@@ -67,7 +67,6 @@ SETTINGS: Mapping[str, Setting] = {
     "single": {"workers": 2, "threads": 1, "batch_size": 1, "batch_delay_ms": 0},
     "batched": {"workers": 2, "threads": 1, "batch_size": 16, "batch_delay_ms": 1},
 }
-_BEST: Mapping[str, Sequence[str]] = {}
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,10 +80,6 @@ class TorchServe:
     def settings(self) -> Mapping[str, Setting]:
         """See `Peer.settings`."""
         return SETTINGS
-
-    def best_settings(self, model: str) -> Sequence[str]:
-        """See `Peer.best_settings`."""
-        return _BEST[model]
 
     @contextmanager
     def serve(
