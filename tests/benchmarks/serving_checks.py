@@ -14,14 +14,19 @@ Caller = Callable[[bytes, Mapping[str, str]], tuple[bytes, Mapping[str, str]]]
 
 _CLIENTS = 8
 _REPEATS = 4
-_TIMEOUT_SECONDS = 120
+_TIMEOUT_SECONDS = 60
+
+
+class NoAnswerError(Exception):
+    """A request was refused, or not answered in time."""
 
 
 def check_answers(server: str, endpoint: Endpoint, workload: Workload) -> int:
     """Send all distinct requests, several at once, and compare; return the least size of an answer in bytes.
 
     Raises:
-        SystemExit: An answer is wrong, or is no answer.
+        SystemExit: An answer is wrong.
+        NoAnswerError: There is none.
     """
     indexes = [index for _ in range(_REPEATS) for index in range(len(workload.feeds))]
     call = _grpc_caller(endpoint) if endpoint.format.wire is Wire.GRPC else _http_caller(endpoint)
@@ -49,8 +54,10 @@ def _http_caller(endpoint: Endpoint) -> Caller:
             answer = connection.getresponse()
             content = answer.read()
             if answer.status != 200:
-                raise SystemExit(f"{endpoint.format.path} answered {answer.status}: {content[:500]!r}")
+                raise NoAnswerError(f"{endpoint.format.path} answered {answer.status}: {content[:500]!r}")
             return content, dict(answer.getheaders())
+        except OSError as error:
+            raise NoAnswerError(f"{endpoint.format.path} did not answer: {error}") from error
         finally:
             connection.close()
 
@@ -66,7 +73,7 @@ def _grpc_caller(endpoint: Endpoint) -> Caller:
         try:
             return method(body, timeout=_TIMEOUT_SECONDS), {}
         except grpc.RpcError as error:
-            raise SystemExit(f"{endpoint.format.path} answered {error.code().name}: {error.details()}") from error
+            raise NoAnswerError(f"{endpoint.format.path} answered {error.code().name}: {error.details()}") from error
 
     return call
 

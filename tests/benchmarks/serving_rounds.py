@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from load_generator import Load, grpc_load, http_load
-from serving_checks import check_answers
+from serving_checks import NoAnswerError, check_answers
 from serving_peers.peer import Endpoint, Peer, Setting
 from serving_peers.server_process import servers_cpu_seconds
 from serving_table import Cell, ModelTable, Round
@@ -82,7 +82,11 @@ def _measure(contestant: Contestant, workload: Workload, plan: Plan, table: Mode
                 cell = Cell(wire, connections, peer.name, contestant.setting_name)
                 table.add(cell, Round(load, cpu_ms))
             # After the load it must still be right, and over gRPC no other check sees a status.
-            check_answers(peer.name, endpoint, workload)
+            try:
+                check_answers(peer.name, endpoint, workload)
+            except NoAnswerError as error:
+                print(f"{peer.name} ({contestant.setting_name}), after the load: {error}", file=sys.stderr)
+                table.count_error(cell)
 
 
 def _load(endpoint: Endpoint, workload: Workload, *, answer_bytes: int, connections: int, seconds: float) -> Load:

@@ -2,7 +2,7 @@
 
 import statistics
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from in_process_limit import InProcessLimit
@@ -47,6 +47,11 @@ class ModelTable:
     def add(self, cell: Cell, found: Round) -> None:
         """Keep one round of one line."""
         self.rounds.setdefault(cell, []).append(found)
+
+    def count_error(self, cell: Cell) -> None:
+        """Add an error to the last round of a line."""
+        last = self.rounds[cell][-1]
+        self.rounds[cell][-1] = replace(last, load=replace(last.load, errors=last.load.errors + 1))
 
     def markdown(self) -> Iterator[str]:
         """Return the lines of the table; ratios are to the best of all peers at the same wire and connections."""

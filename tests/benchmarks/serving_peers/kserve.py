@@ -4,7 +4,9 @@ What its documentation recommends, and what was chosen:
 
 - "How to write a custom predictor": a `Model` that takes `InferRequest` and returns `InferResponse`, for HTTP and gRPC.
 - `--workers`: uvicorn processes, "often used to help increase the resource utilization": two for two cores. They serve
-  HTTP; gRPC is served by the first process alone, where predictions run in two threads so that both cores compute.
+  HTTP; gRPC is served by the first process alone, which also waits for signs of life of the others (blocking its event
+  loop if one is slow), so one process is tried as well. Predictions run within the event loop, as in all of its
+  examples, or in two threads, so that both cores compute.
 - Batching is not part of the SDK: the batcher is a sidecar of the cluster, and "only implemented with KServe v1 HTTP
   protocol".
 - `--enable_latency_logging` and access logs write lines per request; off.
@@ -34,7 +36,8 @@ _LOGGING = {
 SETTINGS: Mapping[str, Setting] = {
     "inline": {"workers": 2, "executors": 0, "threads": 1},
     "threaded": {"workers": 2, "executors": 2, "threads": 1},
-    "inline-2-threads": {"workers": 2, "executors": 0, "threads": 2},
+    "one-process": {"workers": 1, "executors": 0, "threads": 1},
+    "one-process-threaded": {"workers": 1, "executors": 2, "threads": 1},
 }
 
 
