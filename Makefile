@@ -18,7 +18,7 @@ TEST_MODELS := magika==1.0.3 silero-vad==6.2.3
 CLIENT_PACKAGES := 'tritonclient[http,grpc]==2.73.0' kserve==0.21.0 open-inference-grpc==2.0.0 \
 	open-inference-openapi==2.0.0.1
 
-.PHONY: demo test check install generate benchmark clean
+.PHONY: demo test check install generate benchmark benchmark-serving clean
 
 demo: $(VENV)/installed
 	$(BIN)/serveprune demo $(ARGS)
@@ -40,6 +40,10 @@ generate: $(VENV)/installed-dev
 
 benchmark: $(VENV)/installed-dev
 	$(BIN)/python tests/benchmarks/tiers.py
+
+# Installs the servers it compares with, each into an environment of its own; see the script for what else it needs.
+benchmark-serving: $(VENV)/installed-dev
+	$(BIN)/python tests/benchmarks/serving.py --torch "$(TORCH)" $(ARGS)
 
 install: $(VENV)/installed
 
@@ -63,4 +67,4 @@ $(CLIENTS)/installed: Makefile
 	touch $@
 
 clean:
-	rm -rf $(VENV) $(CLIENTS) serveprune-demo .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .hypothesis
+	rm -rf $(VENV) $(CLIENTS) .venv-peers serveprune-demo .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .hypothesis

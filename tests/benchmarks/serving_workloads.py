@@ -1,0 +1,136 @@
+"""The three networks of the serving benchmark, as serveprune imports them: every server gets the same ONNX file."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
+from threading import Event
+
+import numpy as np
+import onnx
+import onnxruntime as ort
+import yaml
+from onnx import TensorProto, helper, numpy_helper
+from timed_tiers import open_artifact
+
+from serveprune.artifacts.builder import BuildOutcome, BuildRequest
+from serveprune.cli.demo import lay_out
+from serveprune.compression.child import SubprocessBuilder
+from serveprune.config.loading import load_config
+from serveprune.config.model import DENSE, HuggingFaceSource
+from serveprune.oip.tensor import Array
+
+TOKENS = 128
+_VOCABULARY = 30522
+_MLP_WIDTHS = (64, 256, 256, 10)
+_DISTINCT = 16
+"""Requests in rotation."""
+
+Feeds = Mapping[str, Array]
+
+
+@dataclass(frozen=True, slots=True)
+class Workload:
+    """A graph and what clients send to it.
+
+    Attributes:
+        name: Of the model.
+        graph: The ONNX file.
+        config: A serveprune config that has this model and finds its artifact in the store.
+        feeds: Distinct requests of one row each.
+        answers: What ONNX Runtime computes for each, alone and in process: outputs by name.
+    """
+
+    name: str
+    graph: Path
+    config: Path
+    feeds: tuple[Feeds, ...]
+    answers: tuple[Feeds, ...]
+
+
+def load_workload(name: str, *, folder: Path) -> Workload:
+    """Import the network into a store within ``folder``, or find it there."""
+    folder = folder.absolute() / name
+    folder.mkdir(parents=True, exist_ok=True)
+    config_file = folder / "serveprune.yaml"
+    source = _SOURCES[name](folder)
+    content = {"store": {"path": str(folder / "store")}, "models": {name: {"source": source}}}
+    config_file.write_text(yaml.safe_dump(content, sort_keys=False))
+    config = load_config(config_file)
+    request = BuildRequest(model_name=name, model=config.models[name], tier=DENSE, profile=config.profile(DENSE))
+    builder = SubprocessBuilder(config.store, config.builds, threads_of_serving=1)
+    result = builder.build(request, on_progress=lambda progress: None, cancelled=Event())
+    if result.outcome is BuildOutcome.FAILED or result.key is None:
+        raise SystemExit(f"{name}: {'; '.join(result.reasons)}")
+    graph = open_artifact(config.store.path, result.key).graph
+    random = np.random.default_rng(0)
+    feeds = tuple(_FEEDS[name](random) for _ in range(_DISTINCT))
+    return Workload(name, graph, config_file, feeds, tuple(_answers(graph, feeds)))
+
+
+def _answers(graph: Path, feeds: tuple[Feeds, ...]) -> list[Feeds]:
+    session = ort.InferenceSession(str(graph), providers=["CPUExecutionProvider"])
+    names = [each.name for each in session.get_outputs()]
+    return [dict(zip(names, session.run(names, dict(each)), strict=True)) for each in feeds]
+
+
+def _mlp(folder: Path) -> dict[str, str]:
+    """Write a perceptron, ``(N, 64) -> (N, 10)`` float32: so small that a server is all overhead."""
+    random = np.random.default_rng(0)
+    nodes, constants, value = [], [], "features"
+    for index, (width, wider) in enumerate(pairwise(_MLP_WIDTHS)):
+        weight = random.standard_normal((width, wider)).astype(np.float32) * np.float32(np.sqrt(2 / width))
+        constants += [
+            numpy_helper.from_array(weight, f"weight{index}"),
+            numpy_helper.from_array(np.zeros(wider, np.float32), f"bias{index}"),
+        ]
+        last = index == len(_MLP_WIDTHS) - 2
+        made = "scores" if last else f"sum{index}"
+        nodes.append(helper.make_node("Gemm", [value, f"weight{index}", f"bias{index}"], [made]))
+        if not last:
+            nodes.append(helper.make_node("Relu", [made], [f"hidden{index}"]))
+        value = f"hidden{index}"
+    graph = helper.make_graph(
+        nodes,
+        "mlp",
+        [helper.make_tensor_value_info("features", TensorProto.FLOAT, ["batch", _MLP_WIDTHS[0]])],
+        [helper.make_tensor_value_info("scores", TensorProto.FLOAT, ["batch", _MLP_WIDTHS[-1]])],
+        constants,
+    )
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=10)
+    onnx.checker.check_model(model, full_check=True)
+    file = folder / "mlp.onnx"
+    onnx.save(model, file)
+    return {"onnx": str(file)}
+
+
+def _fashion(folder: Path) -> dict[str, str]:
+    return {"onnx": str(Path(__file__).parents[2] / "serveprune/demo/fashion.onnx")}
+
+
+def _minilm(folder: Path) -> dict[str, object]:
+    source = load_config(lay_out(folder / "demo")).models["minilm"].source
+    assert isinstance(source, HuggingFaceSource)
+    return source.model_dump(mode="json")
+
+
+def _sentence(random: np.random.Generator) -> Feeds:
+    tokens = random.integers(1000, _VOCABULARY, (1, TOKENS), dtype=np.int64)
+    return {
+        "input_ids": tokens,
+        "attention_mask": np.ones_like(tokens),
+        "token_type_ids": np.zeros_like(tokens),
+    }
+
+
+_SOURCES: Mapping[str, Callable[[Path], Mapping[str, object]]] = {
+    "mlp": _mlp,
+    "fashion": _fashion,
+    "minilm": _minilm,
+}
+_FEEDS: Mapping[str, Callable[[np.random.Generator], Feeds]] = {
+    "mlp": lambda random: {"features": random.standard_normal((1, _MLP_WIDTHS[0]), dtype=np.float32)},
+    "fashion": lambda random: {"image": random.standard_normal((1, 1, 28, 28), dtype=np.float32)},
+    "minilm": _sentence,
+}
+MODELS = tuple(_SOURCES)
