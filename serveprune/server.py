@@ -8,6 +8,7 @@ import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from threading import Event
 from types import FrameType
 from wsgiref.simple_server import WSGIServer
@@ -22,7 +23,7 @@ from serveprune.artifacts.builder import (
     BuildResult,
 )
 from serveprune.artifacts.store import ArtifactStore, StoreEvent
-from serveprune.backends.onnx_runtime import OnnxRuntimeBackend
+from serveprune.backends.selection import load_backend
 from serveprune.config.root import ServePruneConfig
 from serveprune.config.server import Address
 from serveprune.errors import FailedPrecondition
@@ -94,7 +95,7 @@ class Server:
         }
         repository = VariantRepository(
             store,
-            OnnxRuntimeBackend(),
+            partial(load_backend, executors=config.server.executors),
             threads=config.server.threads_per_executor,
             any_environment=not can_build,
         )

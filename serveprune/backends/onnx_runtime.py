@@ -77,24 +77,48 @@ class OnnxRuntimeBackend:
 
     name = "onnxruntime"
 
+    def __init__(self, *, executors: int = 1) -> None:
+        """Prepare the runtime.
+
+        Args:
+            executors: Runs of one graph at the same time. They compute on the threads that ask for them, so any
+                number will do.
+        """
+
     def load(self, path: Path, *, threads: int = 1) -> OnnxRuntimeSession:
         """See `Backend.load`."""
         options = ort.SessionOptions()
         options.intra_op_num_threads = threads
         options.inter_op_num_threads = 1
-        options.log_severity_level = _FATAL_ONLY
         # An idle server must not burn a core, and several variants share the cores.
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-        try:
-            # Zeros that were packed for the disk are unpacked in memory; no second file is written.
-            graph = read_graph(path) if is_compressed(path) else str(path)
-            session = ort.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
-        except InvalidArgument:
-            raise
-        except Exception as error:  # ONNX Runtime raises a dozen unrelated types here
-            reason = _reason(error).replace(str(path), path.name)
-            raise InvalidArgument(f"{path.name}: ONNX Runtime cannot load this graph: {reason}") from error
-        return OnnxRuntimeSession(session)
+        return OnnxRuntimeSession(_open(path, options))
+
+
+def graph_interface(path: Path) -> tuple[tuple[TensorSpec, ...], tuple[TensorSpec, ...]]:
+    """Return what a graph takes and gives, without preparing it to be run.
+
+    Raises:
+        InvalidArgument: The file is not a graph that ONNX Runtime can read.
+    """
+    options = ort.SessionOptions()
+    options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
+    options.intra_op_num_threads = 1
+    session = _open(path, options)
+    return tuple(map(_spec, session.get_inputs())), tuple(map(_spec, session.get_outputs()))
+
+
+def _open(path: Path, options: ort.SessionOptions) -> ort.InferenceSession:
+    options.log_severity_level = _FATAL_ONLY
+    try:
+        # Zeros that were packed for the disk are unpacked in memory; no second file is written.
+        graph = read_graph(path) if is_compressed(path) else str(path)
+        return ort.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
+    except InvalidArgument:
+        raise
+    except Exception as error:  # ONNX Runtime raises a dozen unrelated types here
+        reason = _reason(error).replace(str(path), path.name)
+        raise InvalidArgument(f"{path.name}: ONNX Runtime cannot load this graph: {reason}") from error
 
 
 def _spec(value: Any) -> TensorSpec:

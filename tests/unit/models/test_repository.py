@@ -6,7 +6,7 @@ from onnx import TensorProto, helper
 from unit.artifacts.artifact_factory import commit_tier
 
 from serveprune.artifacts.store import Artifact, ArtifactStore
-from serveprune.backends.onnx_runtime import OnnxRuntimeBackend
+from serveprune.backends.selection import load_backend
 from serveprune.errors import NotFound
 from serveprune.models.instance import Instance
 from serveprune.models.repository import VariantRepository
@@ -19,7 +19,7 @@ def store(tmp_path: Path) -> ArtifactStore:
 
 @pytest.fixture
 def repository(store: ArtifactStore) -> VariantRepository:
-    return VariantRepository(store, OnnxRuntimeBackend(), threads=1, any_environment=False)
+    return VariantRepository(store, load_backend, threads=1, any_environment=False)
 
 
 @pytest.fixture

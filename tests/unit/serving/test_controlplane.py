@@ -13,7 +13,7 @@ from unit.artifacts.artifact_factory import MEASUREMENTS, dense_manifest, tier_m
 from serveprune.artifacts.builder import BuildOutcome, BuildProgress, BuildRequest, BuildResult
 from serveprune.artifacts.key import source_recipe, tier_recipe
 from serveprune.artifacts.store import Artifact, ArtifactStore, StoreEvent, file_records
-from serveprune.backends.onnx_runtime import OnnxRuntimeBackend
+from serveprune.backends.selection import load_backend
 from serveprune.config.model import ModelConfig
 from serveprune.config.profile import ProfileConfig
 from serveprune.errors import Internal, InvalidArgument
@@ -78,7 +78,7 @@ class Plane:
         self.metrics = Metrics()
         self.events: list[StoreEvent] = []
         self.store = ArtifactStore(folder / "store", max_bytes=2**30, on_event=self.events.append)
-        self.repository = VariantRepository(self.store, OnnxRuntimeBackend(), threads=1, any_environment=False)
+        self.repository = VariantRepository(self.store, load_backend, threads=1, any_environment=False)
         self.builder = CopyingBuilder(self.store, profile)
         self.control = ControlPlane(
             Registry({"relu": self.model}),
