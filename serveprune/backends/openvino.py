@@ -6,7 +6,8 @@ from typing import Any
 
 from serveprune.artifacts.graph_file import is_compressed, read_graph
 from serveprune.backends.onnx_runtime import graph_interface
-from serveprune.backends.openvino_checks import GraphRefused, InputChecks
+from serveprune.backends.openvino_checks import InputChecks
+from serveprune.backends.openvino_indices import GraphRefused
 from serveprune.backends.openvino_package import openvino_package
 from serveprune.errors import Internal, InvalidArgument, ResourceExhausted, ServePruneError
 from serveprune.oip.datatype import Datatype

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import psutil
 
+from serveprune.backends.openvino_indices import GraphRefused, IndexChecks
 from serveprune.errors import InvalidArgument, ResourceExhausted
 from serveprune.oip.datatype import Datatype
 from serveprune.oip.tensor import DYNAMIC, Array, TensorSpec
@@ -26,29 +27,12 @@ _WIDE = frozenset({Datatype.INT64, Datatype.UINT64, Datatype.UINT32})
 _MOST_KNOWN_SHAPES = 8192
 _EXAMPLE_SIZE = 8
 
-_INDICES_INPUT = {
-    "GatherElements": 1,
-    "GatherND": 1,
-    "ScatterElementsUpdate": 1,
-    "ScatterNDUpdate": 1,
-    "ScatterUpdate": 1,
-}
-"""Operators that write or read wherever their indices say, and the input that says it."""
-
-_SAME_VALUES = frozenset({"Convert", "Reshape", "Squeeze", "Unsqueeze", "Transpose"})
 _NODE = re.compile(r"While validating node '(?:opset\d+::)?(?P<operator>\w+)[^\n]*friendly_name '(?P<name>[^']*)'")
 
 
 _MEMORY_BYTES = psutil.virtual_memory().total
 
 Shapes = tuple[tuple[int, ...], ...]
-
-
-class GraphRefused(InvalidArgument):
-    """What a request sent does not fit the graph."""
-
-    def __init__(self, problem: str) -> None:
-        super().__init__(f"the graph refused these inputs: {problem}")
 
 
 class InputChecks:
@@ -81,13 +65,13 @@ class InputChecks:
             for spec in inputs
             if spec.name in self._ports
         )
-        _refuse_wild_indices(graph)
+        self._indices = IndexChecks(package, graph)
         # Sizes that were made up may not fit the graph; then requests show the same.
         with suppress(GraphRefused):
             self._expected(example)
         # Wider integers are cut to 32 bits.
         wide = {spec.name: _INT32 for spec in inputs if spec.name in self._ports and spec.datatype in _WIDE}
-        self._limits = wide | _index_limits(graph)
+        self._limits = wide | self._indices.table_rows
 
     def check(self, feeds: Mapping[str, Array]) -> Shapes:
         """Refuse inputs whose shapes do not fit the graph, or that point beyond a table; return its answers' shapes.
@@ -126,21 +110,26 @@ class InputChecks:
             )
         except RuntimeError as error:
             raise GraphRefused(shape_problem(str(error))) from error
-        for node in self._graph.get_ops():
-            for output in node.outputs():
-                if output.get_partial_shape().is_dynamic:
-                    # What values ask for cannot be known before it is computed.
-                    raise InvalidArgument(
-                        f"the shape of {node.get_friendly_name()} depends on values, which OpenVINO does not check; "
-                        "serve this graph with backend: onnxruntime"
-                    )
-                size = math.prod(output.get_shape()) * output.get_element_type().size
-                if size > _MEMORY_BYTES:
-                    raise ResourceExhausted(
-                        f"these inputs need more memory than there is: node {node.get_friendly_name()} would give "
-                        f"{size} bytes"
-                    )
+        # A new shape may replace nodes, so they are listed anew.
+        for output in (value for node in self._graph.get_ops() for value in node.outputs()):
+            if output.get_partial_shape().is_dynamic:
+                # What values ask for cannot be known before it is computed.
+                raise InvalidArgument(
+                    f"the shape of {_name(output)} depends on values, which OpenVINO does not check; serve this graph "
+                    "with backend: onnxruntime"
+                )
+            size_bytes = output.get_tensor().size
+            if size_bytes > _MEMORY_BYTES:
+                raise ResourceExhausted(
+                    f"these inputs need more memory than there is: node {_name(output)} would give {size_bytes} bytes"
+                )
+        self._indices.check()
         return tuple(tuple(output.get_shape()) for output in self._graph.outputs)
+
+
+def _name(value: Any) -> str:
+    name: str = value.get_node().get_friendly_name()
+    return name
 
 
 def shape_problem(message: str) -> str:
@@ -165,38 +154,3 @@ def _drop_weights(package: Any, graph: Any) -> None:
         one = operators.constant(0, element)
         stand_in = operators.broadcast(one, np.array(shape, np.int64))
         node.output(0).replace(stand_in.output(0))
-
-
-def _refuse_wild_indices(graph: Any) -> None:
-    for node in graph.get_ops():
-        position = _INDICES_INPUT.get(node.get_type_name())
-        if position is None or _source(node, position).get_type_name() in ("Constant", "Broadcast"):
-            continue
-        raise InvalidArgument(
-            f"node {node.get_friendly_name()} ({node.get_type_name()}) takes indices that are computed, which OpenVINO "
-            "does not check; serve this graph with backend: onnxruntime"
-        )
-
-
-def _index_limits(graph: Any) -> dict[str, int]:
-    """Return how long the tables are that inputs index: input name -> rows of the smallest."""
-    limits: dict[str, int] = {}
-    for node in graph.get_ops():
-        if node.get_type_name() != "Gather":
-            continue
-        source, axis, table = _source(node, 1), _source(node, 2), node.input_value(0).get_partial_shape()
-        if source.get_type_name() != "Parameter" or axis.get_type_name() != "Constant" or table.rank.is_dynamic:
-            continue
-        rows = table[int(np.ravel(axis.get_data())[0])]
-        if rows.is_static:
-            for name in source.output(0).get_names():
-                limits[name] = min(rows.get_length(), limits.get(name, rows.get_length()))
-    return limits
-
-
-def _source(node: Any, position: int) -> Any:
-    """Return the node that an input's values come from, past those that only change how they are laid out."""
-    source = node.input_value(position).get_node()
-    while source.get_type_name() in _SAME_VALUES:
-        source = source.input_value(0).get_node()
-    return source

@@ -23,9 +23,9 @@ class QuantizeOptions(PassOptions):
     scheme: Literal["auto", "dynamic", "static", "nncf"] = Field(
         default="auto",
         description="`dynamic` computes activation scales per batch at run time; `static` takes them from the "
-        "calibration set. `auto`: static for convolutional graphs, dynamic for transformers and recurrent nets. `nncf`: "
-        "static by NNCF, which smooths outliers and corrects biases: keeps transformers close to dense, and is meant "
-        "for backend openvino (needs the extra nncf).",
+        "calibration set. `auto`: static for convolutional graphs, dynamic for transformers and recurrent nets. "
+        "`nncf`: static by NNCF, which smooths outliers and corrects biases: keeps transformers close to dense, and is "
+        "meant for backend openvino (needs the extra nncf).",
     )
     ignore: tuple[str, ...] = Field(default=(), description="Shell-style patterns of node names that stay in float.")
     keep_float: PositiveWholeNumber | None = Field(

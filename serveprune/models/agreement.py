@@ -39,7 +39,8 @@ def require_agreement(session: Session, reference: Session, feeds: Mapping[str, 
         if not difference <= _TOLERANCE:
             raise FailedPrecondition(
                 f"backend {backend} answers otherwise than ONNX Runtime: output {spec.name} differs by "
-                f"{difference:.2g} of its largest value on made-up inputs, expected {_TOLERANCE:g} at most; set backend: onnxruntime"
+                f"{difference:.2g} of its largest value on made-up inputs, expected {_TOLERANCE:g} at "
+                "most; set backend: onnxruntime"
             )
 
 
