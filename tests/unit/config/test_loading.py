@@ -14,7 +14,7 @@ MODEL = "models: {m: {source: {onnx: model.onnx}}}\n"
 NAME_RULE = "a name of at most 128 letters, digits, `.`, `_` and `-` that begins with a letter, a digit or `_`"
 SOURCE_RULE = "a mapping with exactly one of the keys onnx, huggingface, torch, pt2"
 ROOT_KEYS = "store, server, builds, profiles, models, deployments"
-MODEL_KEYS = "source, task, version, preprocessing, calibration, evaluation, tiers, max_batch_size"
+MODEL_KEYS = "source, task, version, preprocessing, calibration, evaluation, tiers, backend, max_batch_size"
 SERVER_KEYS = (
     "http, grpc, metrics, executors, threads_per_executor, grpc_workers, max_request_bytes, max_buffered_bytes, "
     "max_request_rows, max_queued_requests, "
