@@ -2,8 +2,10 @@
 
 import importlib
 import logging
+import sys
 import warnings
 from collections.abc import Collection
+from contextlib import redirect_stdout
 from math import ceil
 from typing import Any
 
@@ -46,7 +48,7 @@ def quantize_with_nncf(
     batch_size = rows_per_run([tensor_spec(value) for value in fed_inputs(model.graph)], wanted=_CALIBRATION_BATCH_SIZE)
     fix = nncf.OverflowFix.ENABLE if reduce_range else nncf.OverflowFix.DISABLE
     try:
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), redirect_stdout(sys.stderr):  # where other libraries' progress goes
             warnings.simplefilter("ignore")
             quantized: onnx.ModelProto = nncf.quantize(
                 model,
