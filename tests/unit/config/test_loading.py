@@ -231,7 +231,7 @@ CASES = {
     "unknown choice": (
         quantize("{quantize: {scheme: statc}}"),
         (
-            ":4: profiles.p.passes[0].quantize.scheme: expected one of auto, dynamic, static, got 'statc'; "
+            ":4: profiles.p.passes[0].quantize.scheme: expected one of auto, dynamic, static, nncf, got 'statc'; "
             "did you mean `static`?"
         ),
     ),
@@ -641,7 +641,7 @@ def test_load_profile_reports_every_problem_with_its_line(tmp_path: Path) -> Non
         load_profile(file)
     assert caught.value.problems == (
         (
-            f"{file}:2: passes[0].quantize.scheme: expected one of auto, dynamic, static, got 'dynamical'; "
+            f"{file}:2: passes[0].quantize.scheme: expected one of auto, dynamic, static, nncf, got 'dynamical'; "
             "did you mean `dynamic`?"
         ),
         f"{file}:3: gates: unknown key; did you mean `gate`? known keys: passes, gate",
