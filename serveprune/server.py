@@ -9,6 +9,7 @@ import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from threading import Event
 from types import FrameType
 
@@ -21,7 +22,8 @@ from serveprune.artifacts.builder import (
 )
 from serveprune.artifacts.store import ArtifactStore, StoreEvent
 from serveprune.backends.mapped_graph import MappedOnnxRuntimeBackend
-from serveprune.backends.onnx_runtime import OnnxRuntimeBackend
+from serveprune.backends.protocol import Backend
+from serveprune.backends.selection import ONNX_RUNTIME, load_backend
 from serveprune.config.root import ServePruneConfig
 from serveprune.config.server import Address
 from serveprune.frontends.grpc.server import GrpcFrontend
@@ -117,7 +119,7 @@ class Server:
         router = Router(self.registry.models(), self._scheduler, self.metrics, deployments=deployments)
         repository = VariantRepository(
             store,
-            OnnxRuntimeBackend() if alone else MappedOnnxRuntimeBackend(store),
+            partial(_backend, store=store, executors=config.server.executors, maps_weights=not alone),
             threads=config.server.threads_per_executor,
             any_environment=not can_build(),
         )
@@ -209,6 +211,13 @@ class Server:
 
     def _count_store_event(self, event: StoreEvent) -> None:
         self._store_events[event].inc()
+
+
+def _backend(name: str, *, store: ArtifactStore, executors: int, maps_weights: bool) -> Backend:
+    """Return the backend of this name; with ``maps_weights`` graphs share their weights with other processes."""
+    if maps_weights and name == ONNX_RUNTIME:
+        return MappedOnnxRuntimeBackend(store)
+    return load_backend(name, executors=executors)
 
 
 def _spare_the_collector() -> None:

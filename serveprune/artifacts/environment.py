@@ -1,4 +1,5 @@
 import platform
+from collections.abc import Iterable, Mapping
 from importlib import metadata
 from pathlib import Path
 
@@ -21,16 +22,28 @@ _CPU_FEATURES = (
 """The kernel's names of instruction sets for which inference runtimes have kernels of their own."""
 
 
-def environment() -> dict[str, str]:
+OPTIONAL_PACKAGES = frozenset({"nncf", "openvino"})
+"""Packages that decide something only where a tier is made or measured with them."""
+
+
+def environment(extra_packages: Iterable[str] = ()) -> dict[str, str]:
     """Return what besides the recipe decides an artifact's bytes: package versions and CPU features.
 
     Nothing is imported, so this is the same in a process that could not import torch.
+
+    Args:
+        extra_packages: Those of `OPTIONAL_PACKAGES` that decide something too.
     """
     return {
         "serveprune": __version__,
-        **{name: _version(name) for name in _PACKAGES},
+        **{name: _version(name) for name in (*_PACKAGES, *sorted(extra_packages))},
         "cpu": cpu_identity(platform.machine(), _first_processor(Path("/proc/cpuinfo"))),
     }
+
+
+def is_this_environment(recorded: Mapping[str, str]) -> bool:
+    """Tell whether what was recorded of an artifact's environment is true of this one."""
+    return dict(recorded) == environment(OPTIONAL_PACKAGES.intersection(recorded))
 
 
 def cpu_identity(architecture: str, processor: str) -> str:

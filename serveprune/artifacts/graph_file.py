@@ -1,5 +1,6 @@
 """A graph's file in an artifact: as it is, or with zeros that take no room on the disk."""
 
+import shutil
 import zlib
 from pathlib import Path
 
@@ -70,6 +71,17 @@ def plain_graph(graph: Path, *, folder: Path) -> Path:
     plain = folder / GRAPH_FILE
     plain.write_bytes(read_graph(graph))
     return plain
+
+
+def copy_graph(graph: Path, target: Path) -> None:
+    """Copy a plain graph, and the weights beside it, under whose name the graph knows them.
+
+    Raises:
+        OSError: It cannot be read, or the disk is full.
+    """
+    shutil.copyfile(graph, target)
+    for weights in graph.parent.glob(f"{graph.name}.*"):
+        shutil.copyfile(weights, target.with_name(weights.name))
 
 
 def _pays(graph: Path) -> bool:

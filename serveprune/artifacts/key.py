@@ -48,8 +48,11 @@ def tier_recipe(dense_key: str, model: ModelConfig, profile: ProfileConfig, *, t
         NotFound: A calibration or evaluation file, or the tokenizer, does not exist.
         FailedPrecondition: It exists and cannot be read.
     """
+    # Left out where it is the default, so that what was built before there was a choice is still found.
+    backend = {} if model.backend == "onnxruntime" else {"backend": model.backend}
     return sha256_json(
         {
+            **backend,
             "dense": dense_key,
             "threads": threads,
             "passes": [_pass_content(step) for step in profile.passes],
@@ -62,6 +65,14 @@ def tier_recipe(dense_key: str, model: ModelConfig, profile: ProfileConfig, *, t
             "evaluation": dataset_content(model.evaluation, role="evaluation"),
         }
     )
+
+
+def tier_packages(model: ModelConfig, profile: ProfileConfig) -> frozenset[str]:
+    """Return the optional packages whose version decides a tier's bytes or figures."""
+    measured = {"openvino"} if model.backend != "onnxruntime" else set()
+    quantizations = [step.quantize for step in profile.passes if step.quantize is not None]
+    made = {"nncf"} if any(options.scheme == "nncf" for options in quantizations) else set()
+    return frozenset(measured | made)
 
 
 def _pass_content(step: PassConfig) -> dict[str, Any]:

@@ -19,7 +19,7 @@ class StoreLayout:
     ::
 
         artifacts/<key>/                              one artifact, manifest.json among its files
-        artifacts/<key>/mapped-<id>/                  its graph as the processes of this machine map it; made anew if lost
+        artifacts/<key>/mapped-<id>/                  its graph as this machine's processes map it; made anew if lost
         imports/<recipe>/<environment digest>.json    which dense artifact importing a source gave
         quarantine/<key>.<id>/                        what was set aside, with reason.txt
         failures/<name>/build.log                     output of a build that failed

@@ -95,6 +95,7 @@ class Measurements(_Record):
     latency: LatencyRecord
     dense_bytes: int
     tier_bytes: int
+    backend: str = Field("onnxruntime", description="What ran the tier; dense always ran on ONNX Runtime.")
 
     @property
     def headline_quality(self) -> float:
@@ -139,4 +140,19 @@ class Manifest(_Record):
     notes: tuple[str, ...] = Field((), description="What was repaired or left out, for people.")
     dense_key: str | None = Field(None, description="Tier only: the artifact it was made from.")
     passes: tuple[PassRecord, ...] = ()
-    measurements: Measurements | None = None
+    measurements: Measurements | None = Field(None, description="Tier only: on the backend that is measured first.")
+    further_measurements: tuple[Measurements, ...] = Field((), description="Of the same graph on other backends.")
+    unmeasured_backends: Mapping[str, str] = Field(
+        default_factory=dict, description="Backend that was asked for and could not be measured -> why."
+    )
+
+    @property
+    def all_measurements(self) -> tuple[Measurements, ...]:
+        """What was measured, one for each backend."""
+        first = () if self.measurements is None else (self.measurements,)
+        return (*first, *self.further_measurements)
+
+    def led_by(self, measurements: Measurements) -> "Manifest":
+        """Return the same manifest with one of its measurements first: the one that holds where it is used."""
+        others = tuple(other for other in self.all_measurements if other is not measurements)
+        return self.model_copy(update={"measurements": measurements, "further_measurements": others})

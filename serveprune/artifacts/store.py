@@ -138,14 +138,18 @@ class ArtifactStore:
         records = self._import_records(recipe, any_environment=any_environment)
         return self._counted(self._first_sound((record.key for record in records), kind="dense"))
 
-    def find_tier(self, recipe: str, *, any_environment: bool = False) -> Artifact | None:
+    def find_tier(
+        self, recipe: str, *, any_environment: bool = False, extra_packages: Iterable[str] = ()
+    ) -> Artifact | None:
         """Return the tier artifact of this recipe built in this environment.
 
         Args:
             recipe: See `key.tier_recipe`.
             any_environment: Take the newest one built elsewhere if none was built here.
+            extra_packages: See `key.tier_packages`.
         """
-        keys = self._tier_keys(recipe, any_environment=any_environment)
+        own = artifact_key(recipe, environment(extra_packages))
+        keys = self._tier_keys(recipe, own, any_environment=any_environment)
         return self._counted(self._first_sound(keys, kind="tier"))
 
     def entries(self) -> list[Artifact]:
@@ -317,8 +321,7 @@ class ArtifactStore:
         self._on_event(StoreEvent.MISS if artifact is None else StoreEvent.HIT)
         return artifact
 
-    def _tier_keys(self, recipe: str, *, any_environment: bool) -> Iterator[str]:
-        own = artifact_key(recipe, environment())
+    def _tier_keys(self, recipe: str, own: str, *, any_environment: bool) -> Iterator[str]:
         yield own
         if any_environment:
             others = [one.manifest for one in self.entries() if one.manifest.recipe == recipe and one.key != own]

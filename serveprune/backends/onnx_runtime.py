@@ -81,24 +81,45 @@ class OnnxRuntimeBackend:
 
     name = "onnxruntime"
 
-    def __init__(self) -> None:
+    def __init__(self, *, executors: int = 1) -> None:
+        """Prepare the runtime.
+
+        Args:
+            executors: Runs of one graph at the same time. They compute on the threads that ask for them, so any
+                number will do.
+        """
         keep_little()
 
     def load(self, path: Path, *, threads: int = 1) -> OnnxRuntimeSession:
         """See `Backend.load`."""
-        options = session_options(threads)
-        try:
-            # Zeros that were packed for the disk are unpacked in memory; no second file is written.
-            graph = read_graph(path) if is_compressed(path) else str(path)
-            session = ort.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
-        except InvalidArgument:
-            raise
-        except Exception as error:  # ONNX Runtime raises a dozen unrelated types here
-            reason = _reason(error).replace(str(path), path.name)
-            raise InvalidArgument(f"{path.name}: ONNX Runtime cannot load this graph: {reason}") from error
+        session = _open(path, session_options(threads))
         # Reading a graph and packing its weights leaves about as much freed memory as the weights take.
         give_back()
         return OnnxRuntimeSession(session)
+
+
+def graph_interface(path: Path) -> tuple[tuple[TensorSpec, ...], tuple[TensorSpec, ...]]:
+    """Return what a graph takes and gives, without preparing it to be run.
+
+    Raises:
+        InvalidArgument: The file is not a graph that ONNX Runtime can read.
+    """
+    options = session_options(threads=1)
+    options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
+    session = _open(path, options)
+    return tuple(map(_spec, session.get_inputs())), tuple(map(_spec, session.get_outputs()))
+
+
+def _open(path: Path, options: ort.SessionOptions) -> ort.InferenceSession:
+    try:
+        # Zeros that were packed for the disk are unpacked in memory; no second file is written.
+        graph = read_graph(path) if is_compressed(path) else str(path)
+        return ort.InferenceSession(graph, options, providers=["CPUExecutionProvider"])
+    except InvalidArgument:
+        raise
+    except Exception as error:  # ONNX Runtime raises a dozen unrelated types here
+        reason = _reason(error).replace(str(path), path.name)
+        raise InvalidArgument(f"{path.name}: ONNX Runtime cannot load this graph: {reason}") from error
 
 
 def session_options(threads: int) -> ort.SessionOptions:

@@ -3,6 +3,7 @@
 import json
 import shutil
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from threading import Event
@@ -21,7 +22,9 @@ from serveprune.cli.console import progress_console, progress_display
 from serveprune.cli.interruption import interruption
 from serveprune.compression.child import SubprocessBuilder
 from serveprune.errors import Code, FailedPrecondition, InvalidArgument, ServePruneError
-from serveprune.evaluation.report import measurement_rows
+from serveprune.evaluation.choice import choose
+from serveprune.evaluation.report import backend_rows, measurement_rows
+from serveprune.serving.report import backends
 
 EXIT_FAILURE = 1
 EXIT_BAD_INPUT = 2
@@ -68,7 +71,8 @@ def compress(
         with interruption() as interrupted:
             result = _build(target, interrupted)
         artifacts = ArtifactStore(target.store.path, max_bytes=target.store.max_bytes)
-        tier = artifacts.open(result.key) if result.key else None
+        found = artifacts.open(result.key) if result.key else None
+        tier = _as_served(found, target) if found else None
         dense = artifacts.open(tier.manifest.dense_key) if tier and tier.manifest.dense_key else None
         if out is not None and tier is not None and result.outcome is not BuildOutcome.REFUSED:
             _copy(tier, out)
@@ -104,6 +108,8 @@ def report(result: BuildResult, *, tier: Artifact | None, dense: Artifact | None
     return {
         "outcome": str(result.outcome),
         "reasons": list(result.reasons),
+        "backend": measured.backend if measured else None,
+        "backends": backends(tier.manifest) if tier else None,
         "metric": measured.metric if measured else None,
         "quality": dict(measured.quality) if measured else None,
         "dense_quality": dict(measured.dense_quality) if measured else None,
@@ -142,6 +148,12 @@ def _build(target: Target, interrupted: Event) -> BuildResult:
         )
         display.finish(name, f"{result.outcome} in {result.seconds:.1f} s")
     return result
+
+
+def _as_served(tier: Artifact, target: Target) -> Artifact:
+    """Return the artifact with the figures of the backend first that its gate chooses."""
+    passing = choose(tier.manifest.all_measurements, target.profile.gate).passing
+    return replace(tier, manifest=tier.manifest.led_by(passing[0])) if passing else tier
 
 
 def _check_writable(out: Path) -> None:
@@ -215,6 +227,8 @@ def _show(result: BuildResult, *, tier: Artifact | None, dense: Artifact | None)
     if measured and tier:
         table = Table(show_header=False)
         for label, text in measurement_rows(measured):
+            table.add_row(label, escape(text))
+        for label, text in backend_rows(tier.manifest):
             table.add_row(label, escape(text))
         parameters = f" (dense {dense.manifest.graph.parameters:,})" if dense else ""
         table.add_row("parameters", f"{tier.manifest.graph.parameters:,}{parameters}")

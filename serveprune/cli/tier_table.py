@@ -28,6 +28,7 @@ def tier_table(models: Iterable[Mapping[str, Any]]) -> Table:
         ("model", "left"),
         ("tier", "left"),
         ("state", "left"),
+        ("backend", "left"),
         ("quality", "left"),
         ("latency", "right"),
         ("speedup", "right"),
@@ -58,7 +59,8 @@ def tier_row(tier: Mapping[str, Any], siblings: Iterable[Mapping[str, Any]]) -> 
         state = f"building {tier['progress']['fraction']:4.0%} {tier['progress']['stage']}"
     size = f"{tier['bytes'] / _MEBIBYTE:.1f} MiB" if tier["bytes"] is not None else ""
     measured = tier if "metric" in tier else next((other for other in siblings if "metric" in other), None)
-    cells = (tier["tier"], f"[{style}]{state}[/]" if style else state)
+    # A server of an earlier version has one backend and does not say so.
+    cells = (tier["tier"], f"[{style}]{state}[/]" if style else state, _backend_cell(tier))
     if measured is None:
         return (*cells, *_reasons(tier, ""), "", "", size)
     if tier is measured:
@@ -70,6 +72,17 @@ def tier_row(tier: Mapping[str, Any], siblings: Iterable[Mapping[str, Any]]) -> 
     else:
         quality = latency = speedup = ""
     return (*cells, *_reasons(tier, quality), latency, speedup, size)
+
+
+def _backend_cell(tier: Mapping[str, Any]) -> str:
+    """Return what runs the tier, and how much faster than dense the others were."""
+    name = tier.get("backend") or ""
+    others = [
+        f"{other} {figures['speedup']:.2f}x" if "speedup" in figures else f"{other} failed"
+        for other, figures in tier.get("backends", {}).items()
+        if other != name
+    ]
+    return f"{name} ({', '.join(others)})" if others else name
 
 
 def _quality_cells(tier: Mapping[str, Any]) -> list[str]:

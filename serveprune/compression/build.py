@@ -8,18 +8,19 @@ from datetime import UTC, datetime
 
 from serveprune.artifacts.builder import BuildOutcome, BuildProgress, BuildRequest, BuildResult
 from serveprune.artifacts.environment import environment
-from serveprune.artifacts.graph_file import plain_graph, store_graph
+from serveprune.artifacts.graph_file import copy_graph, plain_graph, store_graph
 from serveprune.artifacts.integrity import file_records
-from serveprune.artifacts.key import artifact_key, dense_key, source_recipe, tier_recipe
+from serveprune.artifacts.key import artifact_key, dense_key, source_recipe, tier_packages, tier_recipe
 from serveprune.artifacts.lease import Lease
 from serveprune.artifacts.manifest import GRAPH_FILE, Manifest
 from serveprune.artifacts.store import Artifact, ArtifactStore
 from serveprune.compression.calibration import BuildSamples, samples_of, task_of
-from serveprune.compression.measuring import measure_tier
+from serveprune.compression.measuring import BACKEND_CHOICES, measure_tier
 from serveprune.compression.pass_sequence import apply_passes
+from serveprune.config.model import ModelConfig
 from serveprune.config.profile import ProfileConfig
 from serveprune.errors import FailedPrecondition, NotFound, Unavailable
-from serveprune.evaluation.gate import judge
+from serveprune.evaluation.choice import choose
 from serveprune.graph.footprint import graph_record
 from serveprune.graph.importing import import_model
 
@@ -69,9 +70,8 @@ class _Build:
         if profile is not None:
             with self._leased(dense):
                 artifact, found = self._obtain_tier(dense, profile)
-            assert artifact.manifest.measurements is not None
             # The gate is judged at every use, so a changed gate needs no new build.
-            reasons = judge(artifact.manifest.measurements, profile.gate)
+            reasons = choose(artifact.manifest.all_measurements, profile.gate).reasons
         self._report("done", 1.0)
         outcome = BuildOutcome.REFUSED if reasons else BuildOutcome.CACHED if found else BuildOutcome.BUILT
         return BuildResult(outcome, key=artifact.key, reasons=reasons, seconds=time.monotonic() - started)
@@ -135,10 +135,10 @@ class _Build:
     def _obtain_tier(self, dense: Artifact, profile: ProfileConfig) -> tuple[Artifact, bool]:
         """Return what the profile makes of the dense graph, refused or not, and whether it was there already."""
         recipe = self._tier_recipe(dense, profile)
-        if found := self.store.find_tier(recipe):
+        if found := self._find(recipe, profile):
             return found, True
         with self.store.single_flight(f"tier-{recipe}"):
-            if found := self.store.find_tier(recipe):
+            if found := self._find(recipe, profile):
                 return found, True
             return self._compress(dense, profile, recipe), False
 
@@ -151,9 +151,12 @@ class _Build:
             graph = folder / GRAPH_FILE
             for name in (name for step in begun.manifest.passes for name in step.files):
                 shutil.copyfile(begun.folder / name, folder / name)
+            beginning = plain_graph(begun.graph, folder=workspace)
+            if not remaining.passes:
+                copy_graph(beginning, graph)
             passes = apply_passes(
                 remaining,
-                plain_graph(begun.graph, folder=workspace),
+                beginning,
                 output=graph,
                 dense=dense.graph,
                 model_name=self.request.model_name,
@@ -168,7 +171,7 @@ class _Build:
             )
             # From here on it is what will be served, as it will lie on the disk.
             graph = store_graph(graph)
-            measurements = measure_tier(
+            measured = measure_tier(
                 dense,
                 graph,
                 model=self.request.model,
@@ -177,11 +180,12 @@ class _Build:
                 on_progress=self._part(_COMPRESSED, _MEASURED),
             )
             self._report("storing", _MEASURED)
+            made_in = environment(tier_packages(self.request.model, profile))
             manifest = Manifest(
                 kind="tier",
-                key=artifact_key(recipe, environment()),
+                key=artifact_key(recipe, made_in),
                 recipe=recipe,
-                environment=environment(),
+                environment=made_in,
                 created=_now(),
                 model=self.request.model_name,
                 source=self.request.model.source.model_dump(mode="json"),
@@ -190,7 +194,9 @@ class _Build:
                 seconds=time.monotonic() - started,
                 dense_key=dense.key,
                 passes=(*begun.manifest.passes, *passes),
-                measurements=measurements,
+                measurements=measured.found[0],
+                further_measurements=measured.found[1:],
+                unmeasured_backends=measured.unmeasured,
             )
             if self._tier_recipe(dense, profile) != recipe:
                 sets = (self.request.model.calibration, self.request.model.evaluation)
@@ -202,16 +208,25 @@ class _Build:
             return self.store.commit(folder, manifest)
 
     def _longest_beginning(self, dense: Artifact, profile: ProfileConfig) -> tuple[Artifact, ProfileConfig]:
-        """Return the artifact that shares the most first passes with this profile, and the passes still to do."""
-        for count in range(len(profile.passes) - 1, 0, -1):
+        """Return the artifact that shares the most first passes with this profile, and the passes still to do.
+
+        Passes do not know what will run their graph. So if a tier of another backend has them all, none is to do.
+        """
+        for count in range(len(profile.passes), 0, -1):
             beginning = profile.model_copy(update={"passes": profile.passes[:count]})
-            found = self.store.find_tier(self._tier_recipe(dense, beginning))
-            if found is not None:
-                return found, profile.model_copy(update={"passes": profile.passes[count:]})
+            for backend in BACKEND_CHOICES:
+                model = self.request.model.model_copy(update={"backend": backend})
+                found = self._find(self._tier_recipe(dense, beginning, model), beginning, model)
+                if found is not None:
+                    return found, profile.model_copy(update={"passes": profile.passes[count:]})
         return dense, profile
 
-    def _tier_recipe(self, dense: Artifact, profile: ProfileConfig) -> str:
-        return tier_recipe(dense.key, self.request.model, profile, threads=self.threads_of_serving)
+    def _find(self, recipe: str, profile: ProfileConfig, model: ModelConfig | None = None) -> Artifact | None:
+        packages = tier_packages(model or self.request.model, profile)
+        return self.store.find_tier(recipe, extra_packages=packages)
+
+    def _tier_recipe(self, dense: Artifact, profile: ProfileConfig, model: ModelConfig | None = None) -> str:
+        return tier_recipe(dense.key, model or self.request.model, profile, threads=self.threads_of_serving)
 
     def _load_samples(self, dense: Artifact) -> BuildSamples:
         self._report("reading samples", _IMPORTED)

@@ -39,17 +39,18 @@ def _tiers_without_profile(data: Mapping[str, Any]) -> Iterator[Problem]:
 
 def _static_passes_without_calibration(data: Mapping[str, Any]) -> Iterator[Problem]:
     static = {
-        name
+        name: _mapping(entry, "quantize")["scheme"]
         for name, profile in _mappings(data, "profiles")
         for entry in _entries(profile, "passes")
-        if isinstance(entry, Mapping) and _mapping(entry, "quantize").get("scheme") == "static"
+        if isinstance(entry, Mapping) and _mapping(entry, "quantize").get("scheme") in ("static", "nncf")
     }
     for name, model in _mappings(data, "models"):
         needing = [tier for tier in _texts(model, "tiers") if tier in static]
         if needing and model.get("calibration") is None:
             yield Problem(
                 ("models", name, "calibration"),
-                f"expected a calibration set, because profile {needing[0]} quantizes with scheme static, got none",
+                f"expected a calibration set, because profile {needing[0]} quantizes with scheme {static[needing[0]]}, "
+                "got none",
             )
 
 

@@ -220,6 +220,11 @@ class ModelConfig(ConfigModel):
         description="Each is `dense`, which is always there and always first, or the name of a profile; from best to "
         "smallest: a tier that is not ready is stood in for by the nearest one listed before it.",
     )
+    backend: Literal["onnxruntime", "openvino", "auto"] = Field(
+        default="onnxruntime",
+        description="What runs the graphs. `auto`: each tier is measured with both, and served by the faster one that "
+        "passes its gate; dense stays with ONNX Runtime. `openvino` needs the extra of that name, and runs dense too.",
+    )
     max_batch_size: WholeNumber = Field(
         default=32,
         ge=1,

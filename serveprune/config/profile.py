@@ -1,7 +1,7 @@
 from collections.abc import Mapping
 from typing import Annotated, Any, ClassVar, Literal, Self
 
-from pydantic import ConfigDict, Discriminator, Field, Tag, model_validator
+from pydantic import ConfigDict, Discriminator, Field, Tag, ValidationInfo, field_validator, model_validator
 
 from serveprune.config.base import ConfigModel
 from serveprune.config.distillation import DistillOptions
@@ -20,17 +20,26 @@ class QuantizeOptions(PassOptions):
     dtype: Literal["int8"] = Field(
         default="int8", description="Integer type of weights (activations are unsigned 8 bit)."
     )
-    scheme: Literal["auto", "dynamic", "static"] = Field(
+    scheme: Literal["auto", "dynamic", "static", "nncf"] = Field(
         default="auto",
         description="`dynamic` computes activation scales per batch at run time; `static` takes them from the "
-        "calibration set. `auto`: static for convolutional graphs, dynamic for transformers and recurrent nets.",
+        "calibration set. `auto`: static for convolutional graphs, dynamic for transformers and recurrent nets. "
+        "`nncf`: static by NNCF, which smooths outliers and corrects biases: keeps transformers close to dense, and is "
+        "meant for backend openvino (needs the extra nncf).",
     )
     ignore: tuple[str, ...] = Field(default=(), description="Shell-style patterns of node names that stay in float.")
     keep_float: PositiveWholeNumber | None = Field(
         default=None,
         description="So many layers stay in float: those that lose most of the answers' energy on calibration samples "
-        "when they alone are quantized, as `serveprune sensitivity` shows.",
+        "when they alone are quantized, as `serveprune sensitivity` shows. Not with scheme nncf.",
     )
+
+    @field_validator("keep_float")
+    @classmethod
+    def _nncf_keeps_what_it_chooses(cls, value: int | None, info: ValidationInfo) -> int | None:
+        if value is not None and info.data.get("scheme") == "nncf":
+            raise ValueError("expected none with scheme nncf, which chooses its layers itself; name some in ignore")
+        return value
 
 
 def _what_goes(value: Any) -> str:

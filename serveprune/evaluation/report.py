@@ -1,4 +1,4 @@
-from serveprune.artifacts.manifest import Measurements
+from serveprune.artifacts.manifest import Manifest, Measurements
 
 _DECIBELS = "sqnr_db"
 
@@ -17,6 +17,7 @@ def measurement_rows(measurements: Measurements) -> tuple[tuple[str, str], ...]:
         f"{bytes_text(tier_bytes)} (dense {bytes_text(dense_bytes)}; {dense_bytes / max(tier_bytes, 1):.2f}x smaller)"
     )
     return (
+        ("backend", measurements.backend),
         *((_label(name), _quality(measurements, name)) for name in names),
         ("batch deviation", f"{measurements.batch_deviation:.2g}"),
         ("latency", timing),
@@ -26,6 +27,21 @@ def measurement_rows(measurements: Measurements) -> tuple[tuple[str, str], ...]:
         ),
         ("size", size),
         ("measured on", f"{measurements.samples} samples: {measurements.evaluation_set}"),
+    )
+
+
+def backend_rows(manifest: Manifest) -> tuple[tuple[str, str], ...]:
+    """Return what was measured on the backends that do not serve a tier, as (label, text) for a table."""
+    measured = [(f"with {each.backend}", _summary(each)) for each in manifest.further_measurements]
+    unmeasured = [(f"with {name}", f"not measured: {why}") for name, why in manifest.unmeasured_backends.items()]
+    return (*measured, *unmeasured)
+
+
+def _summary(measured: Measurements) -> str:
+    latency = measured.latency
+    return (
+        f"{measured.metric.replace('_', ' ')} {measured.headline_quality:.4f}, {latency.speedup:.2f}x, "
+        f"{latency.tier_ms:.3g} ms, batch deviation {measured.batch_deviation:.2g}"
     )
 
 

@@ -1,10 +1,14 @@
+from collections.abc import Callable
+from contextlib import closing
 from pathlib import Path
 
-from serveprune.artifacts.key import source_recipe, tier_recipe
+from serveprune.artifacts.key import source_recipe, tier_packages, tier_recipe
 from serveprune.artifacts.store import Artifact, ArtifactStore
-from serveprune.backends.protocol import Backend
-from serveprune.config.model import ModelConfig
+from serveprune.backends.protocol import Backend, Session
+from serveprune.backends.selection import ONNX_RUNTIME
+from serveprune.config.model import DENSE, ModelConfig
 from serveprune.config.profile import ProfileConfig
+from serveprune.models.agreement import require_agreement
 from serveprune.models.instance import BatchSettings, Instance
 from serveprune.preprocessing.loading import load_preprocessor
 from serveprune.preprocessing.protocol import Preprocessor
@@ -13,18 +17,21 @@ from serveprune.preprocessing.protocol import Preprocessor
 class VariantRepository:
     """Finds artifacts in the store and loads them, warm."""
 
-    def __init__(self, store: ArtifactStore, backend: Backend, *, threads: int, any_environment: bool) -> None:
+    def __init__(
+        self, store: ArtifactStore, backend: Callable[[str], Backend], *, threads: int, any_environment: bool
+    ) -> None:
         """Describe where variants come from and how they run.
 
         Args:
             store: Where artifacts are.
-            backend: What runs them.
+            backend: Returns what runs them, by its name.
             threads: Threads one run may use inside the backend.
             any_environment: Accept artifacts that another environment built. For installations that cannot
                 build: they lack torch, so no artifact can be from their own environment.
         """
         self._store = store
         self._backend = backend
+        self._backends: dict[str, Backend] = {}
         self._threads = threads
         self._any_environment = any_environment
 
@@ -35,10 +42,17 @@ class VariantRepository:
     def find_tier(self, config: ModelConfig, *, dense: Artifact, profile: ProfileConfig) -> Artifact | None:
         """Return what the profile makes of the model, if the store has it, accepted or refused."""
         recipe = tier_recipe(dense.key, config, profile, threads=self._threads)
-        return self._store.find_tier(recipe, any_environment=self._any_environment)
+        packages = tier_packages(config, profile)
+        return self._store.find_tier(recipe, any_environment=self._any_environment, extra_packages=packages)
 
     def load(
-        self, artifact: Artifact, *, identity: tuple[str, str, str], batches: BatchSettings, dense: Instance | None
+        self,
+        artifact: Artifact,
+        *,
+        identity: tuple[str, str, str],
+        batches: BatchSettings,
+        dense: Instance | None,
+        backend: str = ONNX_RUNTIME,
     ) -> Instance:
         """Load an artifact and run it once, so that the first request finds it warm.
 
@@ -47,20 +61,31 @@ class VariantRepository:
         Raises:
             NotFound: Another process has evicted it since it was found.
             InvalidArgument: The backend cannot load it.
+            MissingExtra: The backend is not installed.
+            FailedPrecondition: It is dense, and the backend computes something else than ONNX Runtime does.
         """
         lease = self._store.lease(artifact.key)
         try:
-            session = self._backend.load(artifact.graph, threads=self._threads)
+            session = self._load(artifact, backend)
         except BaseException:
             lease.release()
             raise
         instance = Instance(session, identity=identity, batches=batches, dense=dense, on_close=lease.release)
         try:
             instance.warm()
+            if identity[2] == DENSE and backend != ONNX_RUNTIME:
+                # A tier was measured on what runs it; of dense only this shows that it is the same model.
+                with closing(self._load(artifact, ONNX_RUNTIME)) as reference:
+                    require_agreement(session, reference, instance.example(1), backend=backend)
         except BaseException:
             instance.retire()
             raise
         return instance
+
+    def _load(self, artifact: Artifact, backend: str) -> Session:
+        if backend not in self._backends:
+            self._backends[backend] = self._backend(backend)
+        return self._backends[backend].load(artifact.graph, threads=self._threads)
 
     def name_of(self, log: Path) -> str:
         """Return the name of a build's log relative to the store, which says where it is but not on which disk."""

@@ -29,6 +29,7 @@ class Variant:
     Attributes:
         reasons: Why the gate refused it or the build failed, one sentence each.
         log: The log a failed build left, relative to the store.
+        backend: What runs it; the table of `backends.selection`.
         built_here: The artifact was built in this very environment, so its figures hold here.
     """
 
@@ -38,6 +39,7 @@ class Variant:
     instance: Instance | None = None
     reasons: tuple[str, ...] = ()
     progress: BuildProgress | None = None
+    backend: str = "onnxruntime"
     built_here: bool = True
     log: str | None = None
 

@@ -2,17 +2,19 @@
 
 import logging
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from serveprune.artifacts.builder import ArtifactBuilder, BuildOutcome, BuildProgress, BuildRequest, BuildResult
-from serveprune.artifacts.environment import environment
+from serveprune.artifacts.environment import is_this_environment
 from serveprune.artifacts.store import Artifact
+from serveprune.backends.selection import ONNX_RUNTIME
 from serveprune.config.model import DENSE
 from serveprune.config.profile import ProfileConfig
-from serveprune.errors import Internal, NotFound, ServePruneError
-from serveprune.evaluation.gate import judge
-from serveprune.models.instance import BatchSettings
+from serveprune.errors import FailedPrecondition, Internal, InvalidArgument, NotFound, ServePruneError
+from serveprune.evaluation.choice import choose
+from serveprune.models.instance import BatchSettings, Instance
 from serveprune.models.registry import Model, Registry
 from serveprune.models.repository import VariantRepository
 from serveprune.models.variant import Variant, VariantState
@@ -50,7 +52,6 @@ class ControlPlane:
         self._profiles = profiles
         self._adaptive_state = adaptive_state
         self._on_settled = on_settled
-        self._environment = environment()
         self._stopped = threading.Event()
         self._settled = threading.Condition()
         self._thread = threading.Thread(target=self._bring_up, name="builds", daemon=True)
@@ -172,9 +173,8 @@ class ControlPlane:
 
     def _take(self, model: Model, tier: str, artifact: Artifact) -> None:
         """Route to an artifact if the gate lets it: load it, warm, and only then show it."""
-        measurements = artifact.manifest.measurements
-        reasons = judge(measurements, self._profiles[tier].gate) if measurements else ()
-        built_here = artifact.manifest.environment == self._environment
+        built_here = is_this_environment(artifact.manifest.environment)
+        ways, reasons = self._ways(model, tier, artifact)
         if reasons:
             _log.warning("%s %s: refused: %s", model.name, tier, "; ".join(reasons))
             self._update(
@@ -187,18 +187,9 @@ class ControlPlane:
                 built_here=built_here,
             )
             return
-        if not built_here and measurements is not None:
+        if not built_here and tier != DENSE:
             _log.warning("%s %s was built and measured in another environment", model.name, tier)
-        instance = self._repository.load(
-            artifact,
-            identity=(model.name, model.version, tier),
-            batches=BatchSettings(
-                model.config.max_batch_size,
-                model.config.max_batch_elements,
-                model.config.max_queue_delay_ms / 1000,
-            ),
-            dense=None if tier == DENSE else model.dense.instance,
-        )
+        backend, artifact, instance = self._load_first(model, tier, ways)
         if tier == DENSE:
             try:
                 model.preprocessor = self._repository.load_preprocessor(artifact, instance)
@@ -212,9 +203,48 @@ class ControlPlane:
             artifact=artifact,
             instance=instance,
             progress=None,
+            backend=backend,
             built_here=built_here,
         )
-        _log.info("%s %s: ready", model.name, tier)
+        _log.info("%s %s: ready (%s)", model.name, tier, backend)
+
+    def _ways(self, model: Model, tier: str, artifact: Artifact) -> tuple[list[tuple[str, Artifact]], tuple[str, ...]]:
+        """Return the backends that an artifact may be served by, best first, each with the figures that hold there.
+
+        If there is none: why.
+        """
+        if tier == DENSE:
+            backend = model.config.backend
+            return [(ONNX_RUNTIME if backend == "auto" else backend, artifact)], ()
+        choice = choose(artifact.manifest.all_measurements, self._profiles[tier].gate)
+        return [
+            (each.backend, replace(artifact, manifest=artifact.manifest.led_by(each))) for each in choice.passing
+        ], choice.reasons
+
+    def _load_first(
+        self, model: Model, tier: str, ways: Sequence[tuple[str, Artifact]]
+    ) -> tuple[str, Artifact, Instance]:
+        """Load an artifact on the first backend that can: a store may have been filled where there were more."""
+        for backend, artifact in ways:
+            try:
+                instance = self._repository.load(
+                    artifact,
+                    identity=(model.name, model.version, tier),
+                    batches=BatchSettings(
+                        model.config.max_batch_size,
+                        model.config.max_batch_elements,
+                        model.config.max_queue_delay_ms / 1000,
+                    ),
+                    dense=None if tier == DENSE else model.dense.instance,
+                    backend=backend,
+                )
+            except (InvalidArgument, FailedPrecondition) as error:
+                if (backend, artifact) == ways[-1]:
+                    raise
+                _log.warning("%s %s: not served by %s: %s", model.name, tier, backend, error.message)
+            else:
+                return backend, artifact, instance
+        raise Internal(f"{tier} was to be loaded on no backend")
 
     def _build(self, model: Model, tier: str) -> None:
         request = BuildRequest(

@@ -3,6 +3,7 @@
 from typing import Any
 
 from serveprune.artifacts.builder import BuildOutcome, BuildResult
+from serveprune.artifacts.manifest import Manifest
 from serveprune.models.instance import Instance
 from serveprune.models.registry import Model
 from serveprune.models.variant import Variant, VariantState
@@ -29,6 +30,7 @@ def describe(variant: Variant) -> dict[str, Any]:
         "bytes": artifact.manifest.graph.bytes if artifact else None,
         "parameters": artifact.manifest.graph.parameters if artifact else None,
         "built_here": variant.built_here,
+        "backend": variant.backend if artifact else None,
     }
     if variant.instance is not None:
         description["batches"] = _batches(variant.instance)
@@ -45,6 +47,7 @@ def describe(variant: Variant) -> dict[str, Any]:
         "speedup": latency.speedup,
         "latency_ms": {"dense": latency.dense_ms, "tier": latency.tier_ms},
         "latency_batch_size": latency.batch_size,
+        "backends": backends(artifact.manifest) if artifact else {},
     }
 
 
@@ -62,6 +65,20 @@ def _batches(instance: Instance) -> dict[str, Any]:
         },
         "correction": latency.correction,
     }
+
+
+def backends(manifest: Manifest) -> dict[str, Any]:
+    """Return what was measured on each backend, ready for JSON; of one that could not run the graph, why."""
+    measured = {
+        each.backend: {
+            "quality": dict(each.quality),
+            "batch_deviation": each.batch_deviation,
+            "speedup": each.latency.speedup,
+            "latency_ms": {"dense": each.latency.dense_ms, "tier": each.latency.tier_ms},
+        }
+        for each in manifest.all_measurements
+    }
+    return measured | {name: {"not_measured": reason} for name, reason in manifest.unmeasured_backends.items()}
 
 
 class VariantReporter:

@@ -26,7 +26,7 @@ from e2e.server_process import ServerProcess
 from timed_tiers import machine
 
 from serveprune.artifacts.store import Artifact, ArtifactStore
-from serveprune.backends.onnx_runtime import OnnxRuntimeBackend
+from serveprune.backends.selection import load_backend
 from serveprune.cli.demo import lay_out
 from serveprune.config.loading import load_config
 from serveprune.config.model import DENSE
@@ -65,7 +65,7 @@ def main() -> None:
 def come_and_go(config: ServePruneConfig, *, rounds: int) -> float:
     """Load and unload the tiers so many times, and return the largest resident size after it, relative to the start."""
     store = ArtifactStore(config.store.path, max_bytes=config.store.max_bytes)
-    repository = VariantRepository(store, OnnxRuntimeBackend(), threads=1, any_environment=False)
+    repository = VariantRepository(store, load_backend, threads=1, any_environment=False)
     small = _load(repository, {DENSE: _artifact(config, repository, SMALL_MODEL, DENSE)}, model=SMALL_MODEL)
     artifacts = {tier: _artifact(config, repository, MODEL, tier) for tier in TIERS}
     random = np.random.default_rng(0)

@@ -12,7 +12,8 @@ import onnx
 from serveprune.compression.passes import PassContext, PassReport
 from serveprune.compression.quantization.layer_errors import LayerErrors
 from serveprune.compression.quantization.layers import Layer, quantizable_layers
-from serveprune.compression.quantization.preparation import prepare_for_quantization
+from serveprune.compression.quantization.nncf_quantizer import quantize_with_nncf
+from serveprune.compression.quantization.preparation import prepare_for_quantization, save_graph
 from serveprune.compression.quantization.quantizer import DYNAMIC_OPERATORS, STATIC_WEIGHT_OPERATORS, Quantizer
 from serveprune.compression.quantization.scheme import Scheme, multiplications
 from serveprune.config.profile import QuantizeOptions
@@ -32,9 +33,11 @@ class QuantizePass:
         prepared = context.workspace / "prepared.onnx"
         model = prepare_for_quantization(graph, output=prepared, threads=context.threads)
         context.progress(0.1)
+        ignored = ignored_nodes(model, options.ignore)
+        if options.scheme == "nncf":
+            return _by_nncf(model, output, ignored, context=context)
         counted = multiplications(model)
         scheme: Scheme = counted.scheme if options.scheme == "auto" else options.scheme
-        ignored = ignored_nodes(model, options.ignore)
         reduce_range = needs_reduced_range(context.cpu)
         quantizer = Quantizer(
             prepared,
@@ -68,6 +71,24 @@ class QuantizePass:
         findings["left_in_float"] = sorted(quantizer.left_in_float | _nodes_with_float_weights(written))
         context.progress(1.0)
         return PassReport(findings)
+
+
+def _by_nncf(model: onnx.ModelProto, output: Path, ignored: set[str], *, context: PassContext) -> PassReport:
+    reduce_range = needs_reduced_range(context.cpu)
+    written = quantize_with_nncf(model, calibration=context.calibration, ignored=ignored, reduce_range=reduce_range)
+    save_graph(written, output)
+    context.progress(1.0)
+    return PassReport(
+        {
+            "scheme": "nncf",
+            "chosen_by": "profile",
+            "reduce_range": reduce_range,
+            "ignored": sorted(ignored),
+            "calibration_samples": len(context.calibration or ()),
+            "integer_operators": _integer_operators(written, "static"),
+            "left_in_float": sorted(_nodes_with_float_weights(written)),
+        }
+    )
 
 
 def needs_reduced_range(cpu: str) -> bool:

@@ -177,13 +177,17 @@ class Measurement:
         prepared = folder / "prepared.onnx"
         model = prepare_for_quantization(self._dense.graph, output=prepared, threads=self._threads)
         ignored = ignored_nodes(model, self._quantize.ignore)
-        counted = multiplications(model).scheme
-        self._scheme = counted if self._quantize.scheme == "auto" else self._quantize.scheme
+        counted, wanted = multiplications(model).scheme, self._quantize.scheme
+        if wanted == "nncf":
+            raise InvalidArgument(
+                "sensitivity: expected scheme auto, dynamic or static, got nncf; it quantizes as a whole"
+            )
+        self._scheme = scheme = counted if wanted == "auto" else wanted
         reduce_range = needs_reduced_range(environment()["cpu"])
         quantizer = Quantizer(
             prepared,
             model,
-            scheme=self._scheme,
+            scheme=scheme,
             reduce_range=reduce_range,
             calibration=self._calibration,
             workspace=folder,
@@ -192,7 +196,7 @@ class Measurement:
         self._layer_errors = LayerErrors(
             self._cache,
             graph=self._dense.graph,
-            scheme=self._scheme,
+            scheme=scheme,
             reduce_range=reduce_range,
             calibration=self._calibration,
         )

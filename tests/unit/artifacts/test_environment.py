@@ -1,6 +1,7 @@
 import shutil
 import subprocess
 import sys
+from importlib import metadata
 from pathlib import Path
 
 import numpy as np
@@ -8,7 +9,7 @@ import onnxruntime
 
 import serveprune
 from serveprune import __version__
-from serveprune.artifacts.environment import cpu_identity, environment
+from serveprune.artifacts.environment import cpu_identity, environment, is_this_environment
 
 XEON = "processor\t: 0\nvendor_id\t: GenuineIntel\nflags\t\t: fpu avx2 sse4_1 avx512f amx_int8 nonsense\n"
 GRAVITON = "processor\t: 0\nFeatures\t: fp asimd asimddp i8mm crc32\n"
@@ -21,6 +22,18 @@ def test_environment_names_installed_versions() -> None:
     assert found["numpy"] == np.__version__
     assert set(found) >= {"pillow", "tokenizers", "safetensors"}
     assert found["serveprune"] == __version__
+
+
+def test_optional_packages_are_named_only_where_they_are_asked_for() -> None:
+    assert set(environment(["openvino"])) - set(environment()) == {"openvino"}
+    assert environment(["openvino"])["openvino"] == metadata.version("openvino")
+
+
+def test_recorded_environment_is_this_one_with_the_optional_packages_that_it_names() -> None:
+    assert is_this_environment(environment())
+    assert is_this_environment(environment(["openvino", "nncf"]))
+    assert not is_this_environment(environment(["openvino"]) | {"openvino": "2020.1"})
+    assert not is_this_environment(environment() | {"numpy": "1.0"})
 
 
 def test_environment_agrees_with_numpy_on_cpu_features() -> None:

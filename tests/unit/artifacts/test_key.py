@@ -16,7 +16,7 @@ from unit.artifacts.artifact_factory import digest
 
 from serveprune.artifacts import key
 from serveprune.artifacts.code_content import imported_files
-from serveprune.artifacts.key import artifact_key, dense_key, source_recipe, tier_recipe
+from serveprune.artifacts.key import artifact_key, dense_key, source_recipe, tier_packages, tier_recipe
 from serveprune.artifacts.manifest import FileRecord
 from serveprune.config.model import ModelConfig, TextPreprocessing
 from serveprune.config.profile import ProfileConfig
@@ -130,6 +130,33 @@ def test_tier_recipe_changes_when_samples_passes_or_dense_do(tmp_path: Path) -> 
         tier_recipe(digest("other dense"), model, INT8, threads=1),
     }
     assert len(recipes) == 7
+
+
+def test_tier_recipe_changes_when_another_backend_is_asked_for(tmp_path: Path) -> None:
+    model = _text_project(tmp_path)
+    backends = ("onnxruntime", "openvino", "auto")
+    recipes = [tier_recipe(DENSE, _changed(model, backend=name), INT8, threads=1) for name in backends]
+    assert len(set(recipes)) == 3
+    assert recipes[0] == tier_recipe(DENSE, model, INT8, threads=1)
+
+
+def test_default_backend_is_no_part_of_the_recipe(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    # What was built before there was a choice must still be found.
+    documents: list[Any] = []
+    monkeypatch.setattr(key, "sha256_json", documents.append)
+    tier_recipe(DENSE, _text_project(tmp_path), INT8, threads=1)
+    assert "backend" not in documents[-1]
+
+
+def test_optional_packages_count_where_a_tier_is_made_or_measured_with_them(tmp_path: Path) -> None:
+    model = _text_project(tmp_path)
+    nncf = ProfileConfig.model_validate(
+        {"passes": [{"prune": {"target": {"speedup": 2}}}, {"quantize": {"scheme": "nncf"}}]}
+    )
+    assert tier_packages(model, INT8) == frozenset()
+    assert tier_packages(model, nncf) == {"nncf"}
+    assert tier_packages(_changed(model, backend="auto"), INT8) == {"openvino"}
+    assert tier_packages(_changed(model, backend="openvino"), nncf) == {"openvino", "nncf"}
 
 
 def test_tier_recipe_changes_when_a_pass_is_revised(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,3 +1,4 @@
+import sys
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
@@ -8,6 +9,7 @@ import onnx
 import onnxruntime as ort
 import pytest
 from onnx import TensorProto, helper, numpy_helper
+from pydantic import ValidationError
 from unit.compression.graphs import (
     convolutional_graph,
     elementwise_graph,
@@ -19,11 +21,13 @@ from unit.compression.graphs import (
 )
 
 from serveprune.artifacts.environment import cpu_identity
+from serveprune.backends.selection import load_backend
 from serveprune.compression.passes import PassContext, PassReport, apply_pass
 from serveprune.compression.quantization import preparation
+from serveprune.compression.quantization.nncf_quantizer import has_attention
 from serveprune.compression.quantization.quantize import needs_reduced_range
 from serveprune.config.profile import QuantizeOptions
-from serveprune.errors import BuildFailed, InvalidArgument
+from serveprune.errors import BuildFailed, InvalidArgument, MissingExtra
 from serveprune.evaluation.dataset import Dataset
 from serveprune.graph.footprint import graph_record
 from serveprune.oip.tensor import Array
@@ -36,7 +40,7 @@ def quantize(tmp_path: Path) -> Quantize:
     def run(
         graph: Path,
         *,
-        scheme: Literal["auto", "dynamic", "static"] = "auto",
+        scheme: Literal["auto", "dynamic", "static", "nncf"] = "auto",
         ignore: tuple[str, ...] = (),
         keep_float: int | None = None,
         calibration: Dataset | None = None,
@@ -389,3 +393,63 @@ def test_quantize_refuses_to_keep_every_layer_in_float(quantize: Quantize, tmp_p
 def test_quantize_says_that_keep_float_needs_calibration_data(quantize: Quantize, tmp_path: Path) -> None:
     with pytest.raises(InvalidArgument, match="keep_float finds the most sensitive layers on calibration data"):
         quantize(embedding_graph(tmp_path / "net.onnx"), keep_float=1)
+
+
+def test_nncf_leaves_one_graph_that_both_backends_run(quantize: Quantize, tmp_path: Path) -> None:
+    graph = convolutional_graph(tmp_path / "net.onnx")
+    report = quantize(graph, scheme="nncf", calibration=image_dataset(24))
+    written = tmp_path / "quantized.onnx"
+    assert report.findings["scheme"] == "nncf"
+    assert report.findings["calibration_samples"] == 24
+    assert written.stat().st_size < graph.stat().st_size
+    batch = images(16, seed=5)
+    dense = run(graph, image=batch)
+    for name in ("onnxruntime", "openvino"):
+        (answers,) = load_backend(name).load(written).run({"image": batch})
+        assert sqnr_db(dense, answers) > 20
+
+
+def test_nncf_answers_a_row_alike_in_any_company(quantize: Quantize, tmp_path: Path) -> None:
+    quantize(convolutional_graph(tmp_path / "net.onnx"), scheme="nncf", calibration=image_dataset(24))
+    batch = images(8, seed=5)
+    alone = np.concatenate([run(tmp_path / "quantized.onnx", image=row[None]) for row in batch])
+    together = run(tmp_path / "quantized.onnx", image=batch)
+    assert np.abs(alone - together).max() <= 1e-4 * np.abs(together).max()
+
+
+def test_nncf_leaves_ignored_nodes_in_float(quantize: Quantize, tmp_path: Path) -> None:
+    graph = convolutional_graph(tmp_path / "net.onnx")
+    report = quantize(graph, scheme="nncf", ignore=("stem/*",), calibration=image_dataset(8))
+    assert report.findings["ignored"] == ["stem/conv", "stem/relu"]
+    assert report.findings["left_in_float"] == ["stem/conv"]
+
+
+def test_nncf_is_refused_when_there_is_no_calibration_set(quantize: Quantize, tmp_path: Path) -> None:
+    with pytest.raises(InvalidArgument, match="scheme nncf takes the ranges of activations from calibration data"):
+        quantize(convolutional_graph(tmp_path / "net.onnx"), scheme="nncf")
+
+
+def test_nncf_names_its_extra_when_it_is_missing(
+    quantize: Quantize, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "nncf", None)
+    with pytest.raises(MissingExtra, match=r'pip install "serveprune\[nncf\]"'):
+        quantize(convolutional_graph(tmp_path / "net.onnx"), scheme="nncf", calibration=image_dataset(8))
+
+
+def test_nncf_keeps_no_layers_by_number() -> None:
+    with pytest.raises(ValidationError, match="expected none with scheme nncf"):
+        QuantizeOptions(scheme="nncf", keep_float=2)
+
+
+def test_attention_is_told_from_layers_with_weights(tmp_path: Path) -> None:
+    assert not has_attention(onnx.load(embedding_graph(tmp_path / "text.onnx")))
+    nodes = [helper.make_node("MatMul", ["x", "x"], ["y"], name="scores")]
+    square = save(
+        tmp_path / "scores.onnx",
+        nodes,
+        {},
+        inputs={"x": (TensorProto.FLOAT, ["batch", 4, 4])},
+        outputs={"y": ["batch", 4, 4]},
+    )
+    assert has_attention(onnx.load(square))

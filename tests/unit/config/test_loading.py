@@ -15,8 +15,8 @@ NAME_RULE = "a name of at most 128 letters, digits, `.`, `_` and `-` that begins
 SOURCE_RULE = "a mapping with exactly one of the keys onnx, huggingface, torch, pt2"
 ROOT_KEYS = "store, server, builds, profiles, models, deployments"
 MODEL_KEYS = (
-    "source, task, version, preprocessing, calibration, evaluation, tiers, max_batch_size, max_batch_elements, "
-    "max_queue_delay_ms"
+    "source, task, version, preprocessing, calibration, evaluation, tiers, backend, max_batch_size, "
+    "max_batch_elements, max_queue_delay_ms"
 )
 SERVER_KEYS = (
     "http, grpc, metrics, processes, executors, threads_per_executor, grpc_workers, max_request_bytes, "
@@ -234,7 +234,7 @@ CASES = {
     "unknown choice": (
         quantize("{quantize: {scheme: statc}}"),
         (
-            ":4: profiles.p.passes[0].quantize.scheme: expected one of auto, dynamic, static, got 'statc'; "
+            ":4: profiles.p.passes[0].quantize.scheme: expected one of auto, dynamic, static, nncf, got 'statc'; "
             "did you mean `static`?"
         ),
     ),
@@ -693,7 +693,7 @@ def test_load_profile_reports_every_problem_with_its_line(tmp_path: Path) -> Non
         load_profile(file)
     assert caught.value.problems == (
         (
-            f"{file}:2: passes[0].quantize.scheme: expected one of auto, dynamic, static, got 'dynamical'; "
+            f"{file}:2: passes[0].quantize.scheme: expected one of auto, dynamic, static, nncf, got 'dynamical'; "
             "did you mean `dynamic`?"
         ),
         f"{file}:3: gates: unknown key; did you mean `gate`? known keys: passes, gate",

@@ -146,6 +146,7 @@ def test_rows_of_the_table_say_every_figure(load: Load) -> None:
     rows = measurement_rows(result.model_copy(update={"latency": latency, "batch_deviation": 0.0123}))
 
     assert rows == (
+        ("backend", "onnxruntime"),
         ("top1 agreement", "1.0000"),
         ("SQNR", "200.0 dB"),
         ("accuracy", "1.0000 (dense 1.0000)"),

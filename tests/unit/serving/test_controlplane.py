@@ -1,5 +1,6 @@
 import json
 import logging
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from threading import Event
@@ -11,9 +12,12 @@ from onnx import TensorProto, helper
 from unit.artifacts.artifact_factory import MEASUREMENTS, dense_manifest, tier_manifest
 
 from serveprune.artifacts.builder import BuildOutcome, BuildProgress, BuildRequest, BuildResult
-from serveprune.artifacts.key import source_recipe, tier_recipe
+from serveprune.artifacts.environment import environment
+from serveprune.artifacts.key import source_recipe, tier_packages, tier_recipe
+from serveprune.artifacts.manifest import Measurements
 from serveprune.artifacts.store import Artifact, ArtifactStore, StoreEvent, file_records
-from serveprune.backends.onnx_runtime import OnnxRuntimeBackend
+from serveprune.backends.openvino import OpenVinoSession
+from serveprune.backends.selection import load_backend
 from serveprune.config.model import ModelConfig
 from serveprune.config.profile import ProfileConfig
 from serveprune.errors import Internal, InvalidArgument
@@ -33,6 +37,7 @@ class CopyingBuilder:
     def __init__(self, store: ArtifactStore, profile: ProfileConfig) -> None:
         self.store, self.profile = store, profile
         self.quality = 0.99
+        self.further: tuple[Measurements, ...] = ()
         self.built: list[str] = []
         self.failure: BuildResult | None = None
         self.started, self.held = Event(), Event()
@@ -61,24 +66,33 @@ class CopyingBuilder:
         assert dense is not None
         measured = MEASUREMENTS.model_copy(update={"quality": {"cosine": self.quality}})
         recipe = tier_recipe(dense.key, request.model, self.profile, threads=1)
-        return self.store.commit(folder, tier_manifest(files, recipe=recipe, measurements=measured))
+        manifest = tier_manifest(
+            files,
+            recipe=recipe,
+            measurements=measured,
+            further_measurements=self.further,
+            built_in=environment(tier_packages(request.model, self.profile)),
+        )
+        return self.store.commit(folder, manifest)
 
 
 class Plane:
     """A control plane over a real store and backend, whose model `relu` has one compressed tier."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, *, backend: str = "onnxruntime", min_quality: float = 0.9) -> None:
         values = [helper.make_tensor_value_info(name, TensorProto.FLOAT, ["batch", 4]) for name in "xy"]
         graph = helper.make_graph([helper.make_node("Relu", ["x"], ["y"])], "relu", values[:1], values[1:])
         source = folder / "relu.onnx"
         onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10), source)
-        config = ModelConfig.model_validate({"source": {"onnx": str(source)}, "tiers": ["dense", "int8"]})
-        profile = ProfileConfig.model_validate({"passes": [{"quantize": {}}], "gate": {"min_quality": 0.9}})
+        config = ModelConfig.model_validate(
+            {"source": {"onnx": str(source)}, "tiers": ["dense", "int8"], "backend": backend}
+        )
+        profile = ProfileConfig.model_validate({"passes": [{"quantize": {}}], "gate": {"min_quality": min_quality}})
         self.model = Model("relu", config, default_tier="dense")
         self.metrics = Metrics()
         self.events: list[StoreEvent] = []
         self.store = ArtifactStore(folder / "store", max_bytes=2**30, on_event=self.events.append)
-        self.repository = VariantRepository(self.store, OnnxRuntimeBackend(), threads=1, any_environment=False)
+        self.repository = VariantRepository(self.store, load_backend, threads=1, any_environment=False)
         self.builder = CopyingBuilder(self.store, profile)
         self.control = ControlPlane(
             Registry({"relu": self.model}),
@@ -206,3 +220,70 @@ def test_series_of_builds_are_there_from_the_start(plane: Plane) -> None:
     assert value("serveprune_build_duration_seconds_count", labels) == 0
     for outcome in BuildOutcome:
         assert value("serveprune_builds_total", {**labels, "outcome": outcome}) == 0
+
+
+FASTER_ON_OPENVINO = MEASUREMENTS.model_copy(
+    update={
+        "backend": "openvino",
+        "quality": {"cosine": 0.95},
+        "latency": MEASUREMENTS.latency.model_copy(update={"tier_ms": 2.5, "ratio": 0.25}),
+    }
+)
+
+
+def settled(plane: Plane) -> Plane:
+    plane.builder.further = (FASTER_ON_OPENVINO,)
+    plane.settle()
+    plane.control.stop(timeout_seconds=60)
+    return plane
+
+
+def test_tier_is_served_by_the_faster_backend_that_passes_its_gate(tmp_path: Path) -> None:
+    plane = settled(Plane(tmp_path, backend="auto"))
+    assert [variant.backend for variant in plane.model.variants.values()] == ["onnxruntime", "openvino"]
+    described = plane.described("int8")
+    assert (described["backend"], described["speedup"], described["quality"]) == ("openvino", 4.0, {"cosine": 0.95})
+    assert {name: figures["speedup"] for name, figures in described["backends"].items()} == {
+        "onnxruntime": 2.0,
+        "openvino": 4.0,
+    }
+    assert described["built_here"]
+
+
+def test_backend_changes_without_a_build_when_the_gate_does(tmp_path: Path) -> None:
+    settled(Plane(tmp_path, backend="auto"))
+    strict = settled(Plane(tmp_path, backend="auto", min_quality=0.97))
+    assert strict.builder.built == []
+    assert strict.model.variants["int8"].backend == "onnxruntime"
+    assert strict.described("int8")["speedup"] == 2.0
+
+
+def test_tier_is_served_by_the_next_backend_when_the_first_is_not_installed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setitem(sys.modules, "openvino", None)
+    with caplog.at_level(logging.WARNING):
+        plane = settled(Plane(tmp_path, backend="auto"))
+    assert plane.model.variants["int8"].backend == "onnxruntime"
+    assert plane.described("int8")["speedup"] == 2.0
+    assert "int8: not served by openvino: backend openvino needs the package openvino" in caplog.text
+
+
+def test_dense_is_served_by_openvino_when_the_model_says_so(tmp_path: Path) -> None:
+    plane = Plane(tmp_path, backend="openvino")
+    plane.settle()
+    assert plane.model.dense.backend == "openvino"
+    assert plane.model.dense.instance is not None
+    assert isinstance(plane.model.dense.instance._session, OpenVinoSession)
+    plane.control.stop(timeout_seconds=60)
+
+
+def test_dense_fails_with_the_extra_to_install_when_its_backend_is_missing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "openvino", None)
+    plane = Plane(tmp_path, backend="openvino")
+    plane.settle()
+    assert plane.model.dense.state is VariantState.FAILED
+    assert 'pip install "serveprune[openvino]"' in plane.model.dense.reasons[0]
+    plane.control.stop(timeout_seconds=60)
