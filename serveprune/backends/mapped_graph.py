@@ -4,9 +4,7 @@ ONNX Runtime copies weights that lie inside a graph's file, and then packs them 
 optimized graph with both beside it; a graph loaded from there maps them, so that processes share the pages.
 """
 
-import ctypes
 import logging
-import platform
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -19,6 +17,7 @@ from serveprune.artifacts.digest import sha256_json
 from serveprune.artifacts.environment import environment
 from serveprune.artifacts.graph_file import is_compressed, read_graph
 from serveprune.artifacts.store import ArtifactStore
+from serveprune.backends.native_memory import give_back
 from serveprune.backends.onnx_runtime import OnnxRuntimeBackend, OnnxRuntimeSession, session_options
 from serveprune.errors import ServePruneError
 from serveprune.oip.datatype import Datatype
@@ -84,7 +83,8 @@ class MappedOnnxRuntimeBackend:
         with self._store.staging() as staging:
             record = write_record(staging, problem=_write_form(path, staging, threads=threads))
             self._store.attach(staging, key=key, name=self._form_name)
-        _give_back_memory()
+        # Of loading the graph the ordinary way.
+        give_back()
         return record
 
 
@@ -137,9 +137,3 @@ def _made_up(specs: Sequence[TensorSpec]) -> dict[str, Array]:
         values: Any = random.uniform(-1.0, 1.0, sizes) if is_float else np.ones(sizes)
         feeds[spec.name] = values.astype(spec.datatype.dtype)
     return feeds
-
-
-def _give_back_memory() -> None:
-    """Return to the system what loading the graph the ordinary way took; glibc would keep it for later."""
-    if platform.libc_ver()[0] == "glibc":
-        ctypes.CDLL(None).malloc_trim(0)

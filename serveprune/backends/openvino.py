@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from serveprune.artifacts.graph_file import is_compressed, read_graph
+from serveprune.backends.native_memory import give_back, keep_little
 from serveprune.backends.onnx_runtime import graph_interface
 from serveprune.backends.openvino_checks import InputChecks
 from serveprune.backends.openvino_indices import GraphRefused
@@ -105,8 +106,10 @@ class OpenVinoSession:
 
     def close(self) -> None:
         """See `Session.close`."""
-        self._compiled = None
-        self._idle.clear()
+        if self._compiled is not None:
+            self._compiled = None
+            self._idle.clear()
+            give_back()
 
 
 class OpenVinoBackend:
@@ -123,6 +126,7 @@ class OpenVinoBackend:
         Raises:
             MissingExtra: OpenVINO is not installed.
         """
+        keep_little()
         self._package = openvino_package()
         self._core = self._package.Core()
         self._executors = executors
@@ -147,6 +151,7 @@ class OpenVinoBackend:
             checks = InputChecks(self._package, graph, inputs)
         except InvalidArgument as error:
             raise InvalidArgument(f"{path.name}: {error.message}") from error
+        give_back()
         return OpenVinoSession(
             compiled, self._package, checks, inputs=inputs, outputs=outputs, requests=self._executors
         )
