@@ -303,15 +303,22 @@ class DataPlane:
             Unavailable: The model is still being imported.
         """
         model, variant = self._lookup(name, version=version)
-        served = variant.instance or route(model, choose_tier(InferenceRequest(model.name, ()))).instance
+        served, backend = variant.instance, variant.backend
+        if served is None:
+            stand_in = route(model, TierChoice(model.name, None, strict=False))
+            served, backend = stand_in.instance, model.variant(stand_in.tier).backend
         inputs = served.inputs
-        properties = {"tiers": ",".join(model.variants), "default_tier": model.default_tier, "tier": variant.tier}
+        properties = {"tiers": ",".join(model.variants), "tier": variant.tier}
+        if self._router.adaptive_state(model) is None:
+            properties["default_tier"] = model.default_tier
+        else:
+            properties["policy"] = "adaptive"
         if model.preprocessor is not None:
             inputs = (model.preprocessor.input, *inputs)
             properties["input_alternatives"] = (
                 f"{model.preprocessor.input.name} | {','.join(model.preprocessor.targets)}"
             )
-        return ModelMetadata(name, (model.version,), "onnxruntime_onnx", inputs, served.outputs, properties)
+        return ModelMetadata(name, (model.version,), f"{backend}_onnx", inputs, served.outputs, properties)
 
     def _lookup(self, name: str, *, version: str | None) -> tuple[Model, Variant]:
         model_name, tier = split_name(name)

@@ -9,6 +9,7 @@ from typing import Literal
 import numpy as np
 import pytest
 
+from serveprune.config.deployment import DeploymentConfig
 from serveprune.config.model import ModelConfig
 from serveprune.errors import (
     Code,
@@ -59,7 +60,14 @@ class Adder:
 class Planes:
     """A data plane over one model whose tier `int8` adds 100 and whose dense tier adds 1."""
 
-    def __init__(self, *, limit: int = 8, timeout_seconds: float = 30.0, max_rows: int = 8) -> None:
+    def __init__(
+        self,
+        *,
+        limit: int = 8,
+        timeout_seconds: float = 30.0,
+        max_rows: int = 8,
+        target_latency_ms: float | None = None,
+    ) -> None:
         config = ModelConfig.model_validate({"source": {"onnx": "m.onnx"}, "tiers": ["dense", "int8", "lean"]})
         self.model = Model("adder", config, default_tier="dense")
         self.sessions = {"dense": Adder(1), "int8": Adder(100)}
@@ -71,9 +79,12 @@ class Planes:
         self.skipped_seconds = 0.0
         self.scheduler = Scheduler(executors=1, clock=self.now)
         self.admission = Admission(limit=limit, limits={}, max_bytes=2**30)
+        deployments = {}
+        if target_latency_ms is not None:
+            deployments["adder"] = DeploymentConfig(policy="adaptive", target_latency_ms=target_latency_ms)
         self.dataplane = DataPlane(
             Registry({"adder": self.model}),
-            Router([self.model], self.scheduler, self.metrics, deployments={}),
+            Router([self.model], self.scheduler, self.metrics, deployments=deployments),
             self.scheduler,
             self.admission,
             self.metrics,
@@ -207,6 +218,35 @@ def test_request_is_refused_at_once_and_leaves_no_trace_when_it_cannot_be_routed
         with pytest.raises(error):
             planes.dataplane.submit(request(**wrong))  # type: ignore[arg-type]
     planes.dataplane.submit(request()).result(30)
+
+
+def test_adaptive_deployment_answers_with_a_tier_of_its_choice_and_says_so(make_planes: Callable[..., Planes]) -> None:
+    planes = make_planes(target_latency_ms=60_000.0)
+    answer = planes.dataplane.submit(request()).result(30)
+    assert (answer.tier, answer.tier_reason[:9]) == ("dense", "adaptive:")
+    assert planes.count(series.SERVED_TIER, "adder", "1", "dense", "adaptive") == 1
+    properties = planes.dataplane.model_metadata("adder").properties
+    assert properties == {"tiers": "dense,int8,lean", "tier": "dense", "policy": "adaptive"}
+
+
+def test_objective_chooses_the_tier_and_sets_the_deadline(make_planes: Callable[..., Planes]) -> None:
+    planes = make_planes()
+    met = planes.dataplane.submit(request(parameters={"max_latency_ms": 60_000})).result(30)
+    assert (met.tier, met.tier_reason[:10]) == ("dense", "objective:")
+    with pytest.raises(InvalidArgument, match="one or the other"):
+        planes.dataplane.submit(request("adder@int8", parameters={"max_latency_ms": 60_000})).result(30)
+    assert planes.count(series.REQUESTS, "adder", "1", "int8", "INVALID_ARGUMENT") == 1
+
+
+def test_request_fails_when_its_own_timeout_passes_in_the_queue(make_planes: Callable[..., Planes]) -> None:
+    planes = make_planes()
+    held = occupy(planes)
+    late = planes.dataplane.submit(request(parameters={"timeout": 1}))
+    time.sleep(0.01)
+    planes.sessions["dense"].let_go.set()
+    held.result(30)
+    with pytest.raises(DeadlineExceeded):
+        late.result(30)
 
 
 def test_request_fails_and_frees_its_place_when_its_tensors_do_not_fit(make_planes: Callable[..., Planes]) -> None:
