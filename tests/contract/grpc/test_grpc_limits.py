@@ -69,6 +69,30 @@ def frame(kind: int, flags: int, stream: int, payload: bytes) -> bytes:
     return len(payload).to_bytes(3, "big") + bytes([kind, flags]) + stream.to_bytes(4, "big") + payload
 
 
+def send_within_windows(client: socket.socket, data: bytes) -> None:
+    """Send the data of stream 1, no faster than the server's windows allow: more would be an error of the connection."""
+    initial = connection = stream = 65_535
+    with client.makefile("rb") as frames:
+        while data:
+            size = min(16_384, connection, stream, len(data))
+            if size > 0:
+                client.sendall(frame(0, int(size == len(data)), 1, data[:size]))
+                data, connection, stream = data[size:], connection - size, stream - size
+                continue
+            header = frames.read(9)
+            kind, is_acknowledgement, of_stream = header[3], header[4], int.from_bytes(header[5:9], "big")
+            payload = frames.read(int.from_bytes(header[:3], "big"))
+            if kind == 8 and of_stream == 0:
+                connection += int.from_bytes(payload, "big")
+            elif kind == 8:
+                stream += int.from_bytes(payload, "big")
+            elif kind == 4 and not is_acknowledgement:
+                for setting in range(0, len(payload), 6):
+                    if payload[setting : setting + 2] == b"\x00\x04":
+                        wanted = int.from_bytes(payload[setting + 2 : setting + 6], "big")
+                        stream, initial = stream + wanted - initial, wanted
+
+
 def test_caller_that_does_not_read_its_answer_is_cut_off(start: Start) -> None:
     front = start(body_timeout_seconds=4, grpc_workers=1)
     x = np.zeros((1, 2**18), dtype=np.float32)
@@ -88,9 +112,7 @@ def test_caller_that_does_not_read_its_answer_is_cut_off(start: Start) -> None:
         # A window of no bytes at all for whatever the server would send.
         client.sendall(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + frame(4, 0, 0, b"\x00\x04\x00\x00\x00\x00"))
         client.sendall(frame(1, 4, 1, block))
-        for begin in range(0, len(data), 16384):
-            last = begin + 16384 >= len(data)
-            client.sendall(frame(0, int(last), 1, data[begin : begin + 16384]))
+        send_within_windows(client, data)
         assert eventually(lambda: len(front.plane.requests) == 1)
 
         # It held the only place.
