@@ -70,7 +70,7 @@ def frame(kind: int, flags: int, stream: int, payload: bytes) -> bytes:
 
 
 def send_within_windows(client: socket.socket, data: bytes) -> None:
-    """Send the data of stream 1, no faster than the server's windows allow: more would be an error of the connection."""
+    """Send the data of stream 1, no faster than the server's windows allow: more would end the connection."""
     initial = connection = stream = 65_535
     with client.makefile("rb") as frames:
         while data:
@@ -91,6 +91,8 @@ def send_within_windows(client: socket.socket, data: bytes) -> None:
                     if payload[setting : setting + 2] == b"\x00\x04":
                         wanted = int.from_bytes(payload[setting + 2 : setting + 6], "big")
                         stream, initial = stream + wanted - initial, wanted
+                # Only from here on does the server reckon with them.
+                client.sendall(frame(4, 1, 0, b""))
 
 
 def test_caller_that_does_not_read_its_answer_is_cut_off(start: Start) -> None:
