@@ -24,6 +24,14 @@ _OVERRUN = 0.1
 """A batch that takes longer than expected is taken to need this part of its time still."""
 
 
+_AT_ONCE_SECONDS = 0.0001
+"""A batch that takes no longer is computed by whoever submits it, if an executor is free: to hand it over and back
+would take longer than to compute it."""
+
+_DENSE_SECONDS = 0.0002
+"""Jobs that follow each other more closely are better computed as batches, by an executor that is awake anyway."""
+
+
 class Drop(StrEnum):
     """Why a job was not computed."""
 
@@ -55,7 +63,8 @@ class Scheduler:
     """Runs jobs of all variants on a bounded set of executor threads. Thread-safe.
 
     Work-conserving: a free executor takes at once what waits, as one batch where it fits; nothing waits for a timer
-    unless its deployment asks for it. Which jobs is decided by `JobQueue`: by deadline, with ageing and priority,
+    unless its deployment asks for it. What is quicker than to wake an executor is computed where it is submitted, in
+    the place of an idle one. Which jobs is decided by `JobQueue`: by deadline, with ageing and priority,
     each model getting its share. Jobs whose caller is gone are forgotten at once; those whose deadline has passed,
     or would pass while they are computed, are dropped before compute. A job larger than its variant's batch limit
     is computed in parts, which others may come between. The jobs of a batch that fails are run one by one, so that
@@ -86,7 +95,8 @@ class Scheduler:
         self._share = FairShare(shares)
         self._waiting = JobQueue(self._share)
         self._changed = threading.Condition(threading.Lock())
-        self._idle = 0
+        self._idle = self._at_once = 0
+        self._submitted_at = -math.inf
         self._waking = False
         self._stopping = False
         self._executors = [_Executor() for _ in range(executors)]
@@ -98,7 +108,9 @@ class Scheduler:
             thread.start()
 
     def submit(self, job: Job) -> None:
-        """Queue a job; its ``done`` is called from an executor thread, or from the one that abandons it.
+        """Queue a job, or compute it at once if it is quick and nothing else is there.
+
+        Its ``done`` is called from an executor thread, from the one that abandons it, or from this one.
 
         Raises:
             Unavailable: The scheduler is stopping.
@@ -110,13 +122,39 @@ class Scheduler:
             if self._stopping:
                 raise _shutting_down()
             abandoned = job.abandoned
-            if not abandoned:
+            at_once = not abandoned and self._may_run_at_once(job, now)
+            self._submitted_at = now
+            if at_once:
+                self._at_once += 1
+            elif not abandoned:
                 for part in parts:
                     self._waiting.append(part)
                 self._wake(now)
-        if abandoned:
+        if at_once:
+            self._run_at_once(job)
+        elif abandoned:
             for part in parts:
                 _end(part, _caller_left())
+
+    def _may_run_at_once(self, job: Job, now: float) -> bool:
+        return (
+            self._idle > self._at_once
+            and not self._waiting
+            and now - self._submitted_at > _DENSE_SECONDS
+            and not job.parts
+            and not job.executable.max_queue_delay_seconds
+            # Where nothing was measured, nothing says that it is quick.
+            and 0.0 < job.alone_seconds <= _AT_ONCE_SECONDS
+            and now + job.alone_seconds <= job.deadline
+        )
+
+    def _run_at_once(self, job: Job) -> None:
+        self._run([job])
+        with self._changed:
+            self._at_once -= 1
+            self._share.charge(job.executable.identity[0], job.alone_seconds)
+            if self._stopping:
+                self._changed.notify_all()
 
     def abandon(self, job: Job) -> None:
         """Give an answer up: compute is spared as far as it has not begun; ``done`` is told once that is certain."""
@@ -165,7 +203,7 @@ class Scheduler:
         with self._changed:
             self._stopping = True
             self._changed.notify_all()
-            while (self._waiting or self._running_rows()) and (left := deadline - self._clock()) > 0:
+            while (self._waiting or self._is_running()) and (left := deadline - self._clock()) > 0:
                 self._changed.wait(left)
             abandoned = self._waiting.take_all()
             self._changed.notify_all()
@@ -174,7 +212,7 @@ class Scheduler:
         for thread in self._threads:
             thread.join(max(0.0, deadline - self._clock()))
         with self._changed:
-            return not self._running_rows()
+            return not self._is_running()
 
     def _parts(self, job: Job) -> Sequence[Job]:
         """Return what is queued for a job: itself, or its parts if it is larger than a batch may be."""
@@ -194,6 +232,9 @@ class Scheduler:
 
     def _running_rows(self) -> int:
         return sum(executor.rows for executor in self._executors)
+
+    def _is_running(self) -> bool:
+        return self._at_once > 0 or self._running_rows() > 0
 
     def _execute(self, executor: _Executor) -> None:
         while (taken := self._take(executor)) is not None:

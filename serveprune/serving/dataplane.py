@@ -197,7 +197,8 @@ class DataPlane:
             priority=call.priority,
         )
         self._scheduler.submit(job)
-        call.answer.add_done_callback(lambda answer: self._scheduler.abandon(job) if answer.cancelled() else None)
+        if not call.answer.done():
+            call.answer.add_done_callback(lambda answer: self._scheduler.abandon(job) if answer.cancelled() else None)
 
     def _choose(self, call: _Call, *, rows: int, length: int) -> Route:
         """Choose the tier that serves, and hold it."""

@@ -13,6 +13,7 @@ from unit.scheduling.variants import PATIENCE_SECONDS, Asked, Clock, Held, Varia
 from serveprune.errors import Cancelled, DeadlineExceeded, Internal, InvalidArgument, Unavailable
 from serveprune.oip.tensor import Array
 from serveprune.scheduling.job import Executable, Job, JobResult
+from serveprune.scheduling.latency_model import LatencyModel
 from serveprune.scheduling.scheduler import Drop, Scheduler
 
 
@@ -330,7 +331,7 @@ def test_executor_goes_on_when_those_it_tells_raise(clock: Clock, caplog: pytest
 
 def test_no_executor_idles_when_jobs_wait(real_scheduler: Callable[..., Scheduler]) -> None:
     """Whatever the forecasts say: these variants take much longer than they should."""
-    for latency in (measured({}), measured({(1, 2): 1e-5}), measured({(1, 2): 10.0})):
+    for latency in (measured({}), measured({(1, 2): 0.0002}), measured({(1, 2): 10.0})):
         variants = [Held(latency=latency, identity=(name, "1", "dense")) for name in "abc"]
         scheduler = real_scheduler(executors=3)
         asked = []
@@ -344,6 +345,80 @@ def test_no_executor_idles_when_jobs_wait(real_scheduler: Callable[..., Schedule
             variant.let_go.set()
         for one in asked:
             one.outputs()
+
+
+@dataclass(eq=False)
+class Where(Variant):
+    """Notes on which threads it runs."""
+
+    latency: LatencyModel = field(default_factory=lambda: measured({(1, 2): 1e-5, (64, 2): 1e-5}))
+    threads: list[str] = field(default_factory=list)
+
+    def run(self, feeds: Mapping[str, Array], *, outputs: Sequence[str] = ()) -> list[Array]:
+        self.threads.append(threading.current_thread().name)
+        return super().run(feeds, outputs=outputs)
+
+
+HERE = threading.current_thread().name
+
+
+def test_quick_job_is_computed_where_it_is_submitted_when_an_executor_is_free_and_nothing_else_is_there(
+    scheduler: Scheduler, clock: Clock, events: Events
+) -> None:
+    variant = Where()
+    assert eventually(lambda: scheduler._idle == 1)
+    for value in (1.0, 2.0):
+        asked = Asked(variant, value)
+        scheduler.submit(asked.job)
+        assert [len(asked.ends), asked.outputs()[0][0, 0]] == [1, 2 * value]
+        clock.now += 1.0
+    assert variant.threads == [HERE, HERE]
+    assert events.batches == [1, 1]
+
+
+def test_quick_job_is_left_to_an_executor_when_it_follows_another_closely(scheduler: Scheduler, clock: Clock) -> None:
+    variant = Where()
+    assert eventually(lambda: scheduler._idle == 1)
+    first, second = Asked(variant), Asked(variant)
+    submit(scheduler, first)
+    clock.now += 0.0001
+    submit(scheduler, second)
+    second.outputs()
+    assert variant.threads == [HERE, "executor-0"]
+
+
+def test_quick_job_is_left_to_an_executor_when_all_are_busy_or_it_may_wait_for_others(
+    scheduler: Scheduler, clock: Clock
+) -> None:
+    held = Held()
+    occupied = occupy(scheduler, held)
+    clock.now += 1.0
+    variant = Where()
+    asked = Asked(variant)
+    submit(scheduler, asked)
+    held.let_go.set()
+    occupied.outputs()
+    asked.outputs()
+    assert eventually(lambda: scheduler._idle == 1)
+    clock.now += 1.0
+    patient = Where(max_queue_delay_seconds=1e-9)
+    asked = Asked(patient)
+    submit(scheduler, asked)
+    clock.now += 1.0
+    asked.outputs()
+    assert variant.threads == patient.threads == ["executor-0"]
+
+
+def test_quick_job_that_fails_is_told_so_where_it_is_submitted(scheduler: Scheduler) -> None:
+    class Refusing(Where):
+        def run(self, feeds: Mapping[str, Array], *, outputs: Sequence[str] = ()) -> list[Array]:
+            raise InvalidArgument("never")
+
+    assert eventually(lambda: scheduler._idle == 1)
+    asked = Asked(Refusing())
+    scheduler.submit(asked.job)
+    assert [str(end) for end in asked.ends] == ["never"]
+    assert scheduler.stop(drain_seconds=1)
 
 
 def test_no_executor_idles_when_jobs_come_at_once_to_a_variant_of_which_nothing_is_known() -> None:
