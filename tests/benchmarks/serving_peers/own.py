@@ -21,6 +21,7 @@ _CHECKOUT = Path(__file__).parents[3]
 
 SETTINGS: Mapping[str, Setting] = {
     "defaults": {"executors": 2, "threads_per_executor": 1},
+    "2 processes": {"executors": 2, "threads_per_executor": 1, "processes": 2},
 }
 
 
