@@ -44,7 +44,7 @@ class Instance:
     Attributes:
         batchable: Rows of different requests may share a run: every input and output has a dynamic leading
             axis, and the graph treats rows apart. Decided by `warm`.
-        fixed_length: See `Executable.fixed_length`.
+        fixed_length, fixed_work: See `Executable`.
         padding: How rows of different length may share one; ``None`` where they cannot. Decided by `warm`.
         latency: What batches take, timed by `warm`.
     """
@@ -56,6 +56,7 @@ class Instance:
         identity: tuple[str, str, str],
         batches: BatchSettings,
         dense: "Instance | None" = None,
+        has_loops: bool = False,
         on_close: Callable[[], None] = lambda: None,
     ) -> None:
         """Take over a session.
@@ -66,6 +67,7 @@ class Instance:
             batches: How they may be formed.
             dense: The dense variant of the same model, for a compressed tier. Whether rows are apart is judged
                 on the dense graph only: int8 with a dynamic scale moves a little with its neighbours.
+            has_loops: The graph computes something as often as its inputs say.
             on_close: Called once, after the session was closed.
         """
         self._session = session
@@ -79,6 +81,7 @@ class Instance:
         self.max_batch_elements = batches.max_elements
         self.max_queue_delay_seconds = batches.max_queue_delay_seconds
         self.fixed_length = fixed_length(session.inputs)
+        self.fixed_work = self.fixed_length is not None and not has_loops
         self.batchable = False
         self.padding: Padding | None = None
         self.latency = LatencyModel(LatencyTable({}))

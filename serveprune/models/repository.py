@@ -13,6 +13,9 @@ from serveprune.models.instance import BatchSettings, Instance
 from serveprune.preprocessing.loading import load_preprocessor
 from serveprune.preprocessing.protocol import Preprocessor
 
+_LOOPS = frozenset(("Loop", "Scan", "SequenceMap"))
+"""Operators that compute a graph within the graph as often as a value says."""
+
 
 class VariantRepository:
     """Finds artifacts in the store and loads them, warm."""
@@ -70,7 +73,14 @@ class VariantRepository:
         except BaseException:
             lease.release()
             raise
-        instance = Instance(session, identity=identity, batches=batches, dense=dense, on_close=lease.release)
+        instance = Instance(
+            session,
+            identity=identity,
+            batches=batches,
+            dense=dense,
+            has_loops=not _LOOPS.isdisjoint(artifact.manifest.graph.operators),
+            on_close=lease.release,
+        )
         try:
             instance.warm()
             if identity[2] == DENSE and backend != ONNX_RUNTIME:

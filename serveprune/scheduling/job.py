@@ -37,6 +37,11 @@ class Executable(Protocol):
         ...
 
     @property
+    def fixed_work(self) -> bool:
+        """Whether every row takes the same work, whatever is in it: so that a forecast can be relied on."""
+        ...
+
+    @property
     def max_batch_size(self) -> int:
         """Rows computed at once, at the most."""
         ...

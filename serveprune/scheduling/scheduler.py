@@ -26,7 +26,7 @@ _OVERRUN = 0.1
 
 _AT_ONCE_SECONDS = 0.0001
 """A batch that takes no longer is computed by whoever submits it, if an executor is free: to hand it over and back
-would take longer than to compute it."""
+would take longer than to compute it. Only where the work is fixed, for a front end that computes serves nobody."""
 
 _DENSE_SECONDS = 0.0002
 """Jobs that follow each other more closely are better computed as batches, by an executor that is awake anyway."""
@@ -142,6 +142,7 @@ class Scheduler:
             and not self._waiting
             and now - self._submitted_at > _DENSE_SECONDS
             and not job.parts
+            and job.executable.fixed_work
             and not job.executable.max_queue_delay_seconds
             # Where nothing was measured, nothing says that it is quick.
             and 0.0 < job.alone_seconds <= _AT_ONCE_SECONDS

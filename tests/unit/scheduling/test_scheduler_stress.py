@@ -31,6 +31,7 @@ class Encoder:
     batchable: bool = True
     padding: Padding | None = field(default_factory=lambda: Padding({"ids": 0, "mask": 0}, frozenset({"tokens"})))
     fixed_length: int | None = None
+    fixed_work = False
     max_batch_size: int = 8
     max_batch_elements: int | None = None
     max_queue_delay_seconds: float = 0.0

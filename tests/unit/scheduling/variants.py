@@ -48,6 +48,7 @@ class Variant:
     batchable: bool = True
     padding: Padding | None = None
     fixed_length: int | None = None
+    fixed_work: bool = False
     max_batch_size: int = 8
     max_batch_elements: int | None = None
     max_queue_delay_seconds: float = 0.0
