@@ -73,14 +73,17 @@ def main() -> None:
             "diurnal, 0.2x to 2x": diurnal(capacity, period_seconds=arguments.seconds / 2),
             "spikes, 0.5x and 3x": spikes(capacity, every_seconds=arguments.seconds / 4, lasting_seconds=3),
         }
+        together: dict[str, list[Answered]] = {}
         for seed, (name, rate) in enumerate(traces.items()):
             moments = arrivals(rate, seconds=arguments.seconds, seed=seed)
             for policy in ("adaptive", *tiers):
                 model = _MODEL if policy == "adaptive" else f"{_MODEL}@{policy}"
                 answers = asyncio.run(drive(address, _path(model), bodies, moments))
-                outcome = _outcome(answers, tiers, target_seconds=arguments.target_ms / 1000)
-                print(f"| {name} | {policy} | {_row(outcome)} |", flush=True)
+                together.setdefault(policy, []).extend(answers)
+                print(f"| {name} | {policy} | {_row(answers, tiers, arguments.target_ms)} |", flush=True)
                 time.sleep(2)
+        for policy, answers in together.items():
+            print(f"| all three | {policy} | {_row(answers, tiers, arguments.target_ms)} |")
 
 
 def _bodies(folder: Path) -> list[bytes]:
@@ -157,7 +160,8 @@ def _outcome(answers: Sequence[Answered], qualities: Mapping[str, float], *, tar
     )
 
 
-def _row(outcome: Outcome) -> str:
+def _row(answers: Sequence[Answered], qualities: Mapping[str, float], target_ms: float) -> str:
+    outcome = _outcome(answers, qualities, target_seconds=target_ms / 1000)
     shares = ", ".join(f"{tier} {count / outcome.answered:.0%}" for tier, count in outcome.tiers.items() if count)
     return " | ".join(
         (
