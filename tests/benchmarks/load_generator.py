@@ -98,7 +98,8 @@ def grpc_load(
         body.write_bytes(b"\0" + len(message).to_bytes(4, "big") + message)
         command = ["h2load", "--clients", str(connections), "--max-concurrent-streams", "1", "--threads", "1"]
         # Its own warm-up would not show in the log; a second of it lies within the duration instead.
-        command += ["--duration", f"{round((WARM_UP_SECONDS + seconds) * 1000)}ms", "--data", str(body), "--log-file", str(log)]
+        length = f"{round((WARM_UP_SECONDS + seconds) * 1000)}ms"
+        command += ["--duration", length, "--data", str(body), "--log-file", str(log)]
         command += [part for header in _GRPC_HEADERS for part in ("--header", header)]
         printed = _output_of([*command, f"http://{authority}{path}"])
         calls = [tuple(map(int, line.split("\t")[:3])) for line in log.read_text().splitlines()]

@@ -18,6 +18,7 @@ from serving_workloads import Workload
 from wire_formats import OipBinary, OipGrpc, OipJson
 
 _CHECKOUT = Path(__file__).parents[3]
+_PROBES = 16
 
 SETTINGS: Mapping[str, Setting] = {
     "defaults": {"executors": 2, "threads_per_executor": 1},
@@ -61,7 +62,8 @@ class ServePrune:
             if not file.exists():
                 return False
             address = json.loads(file.read_text())["http"]
-            return answers(f"http://{address}/v2/models/{workload.name}/ready")
+            # Each connection is answered for by one process, so that several say whether all are.
+            return all(answers(f"http://{address}/v2/models/{workload.name}/ready") for _ in range(_PROBES))
 
         with running(command, folder=folder, environment={"PYTHONPATH": str(_CHECKOUT)}, ready=ready):
             found = json.loads(file.read_text())
