@@ -54,9 +54,3 @@ class Variant:
             return 1.0
         measurements = self.artifact.manifest.measurements if self.artifact else None
         return measurements.headline_quality if measurements else None
-
-    @property
-    def quality_metric(self) -> str | None:
-        """Name of the metric that `quality` is by; ``None`` for dense, and while that is not known."""
-        measurements = self.artifact.manifest.measurements if self.artifact else None
-        return measurements.metric if measurements else None

@@ -100,7 +100,7 @@ class Router:
             choice: What it says about its tier.
             objective: What it demands instead.
             rows: Of the request.
-            length: Of its sequences, 1 where the model has none.
+            length: Of each row, as `Job.length` counts it.
             elapsed_seconds: Since it arrived.
 
         Raises:

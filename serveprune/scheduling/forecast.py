@@ -33,6 +33,6 @@ class Forecaster(Protocol):
         Args:
             executable: The loaded variant.
             rows: Of the request.
-            length: Of its sequences (tokens), 1 where the model has none.
+            length: Of each row, as `Job.length` counts it.
         """
         ...

@@ -46,6 +46,13 @@ def write_fashion(folder: Path, *, stored: Path | None = None, **sections: Any) 
     return write_config(folder, **sections)
 
 
+def write_slow(folder: Path, *, stored: Path, **server: Any) -> Path:
+    """Write a deployment of the slow model alone, over a store that has imported it already."""
+    write_slow_model(folder / "slow.onnx")
+    model = {"source": {"onnx": "slow.onnx"}, "tiers": ["dense"]}
+    return write_config(folder, store={"path": str(stored)}, server=server, models={"slow": model})
+
+
 def write_everything(folder: Path, *, stored: Path) -> Path:
     """Lay out a folder that serves the demo's models, those of the contract table, and a slow one."""
     copy_demo_data(folder)

@@ -9,6 +9,7 @@ from contract.cases import identity_model
 from onnx import TensorProto, helper, numpy_helper
 
 from serveprune.oip.datatype import Datatype
+from serveprune.oip.tensor import Array
 
 Shape = Sequence[int | str]
 
@@ -53,6 +54,11 @@ def write_contract_models(folder: Path) -> list[str]:
     nodes = [helper.make_node("Add", ["a", "b"], ["sum"]), helper.make_node("Sub", ["a", "b"], ["difference"])]
     onnx.save(_model(nodes, inputs=inputs, outputs=outputs), folder / "add.onnx")
     return [*map(identity_model, _ELEMENT_TYPES), "add"]
+
+
+def slow_inputs(steps: int) -> dict[str, Array]:
+    """Return what the slow model takes; a step is some ten microseconds."""
+    return {"steps": np.array([steps], dtype=np.int64), "x": np.ones((1, SLOW_WIDTH), dtype=np.float32)}
 
 
 def write_slow_model(file: Path) -> None:

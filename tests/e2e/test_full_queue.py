@@ -3,47 +3,35 @@
 from pathlib import Path
 
 import grpc
-import numpy as np
 import pytest
 from contract.cases import Case, WireTensor
 from contract.grpc.messages import of_arrays
 from contract.http.messages import json_message, path
 
 from e2e.conftest import Serve
-from e2e.deployment import write_config
-from e2e.graphs import SLOW_WIDTH, write_slow_model
+from e2e.deployment import write_slow
+from e2e.graphs import slow_inputs
 from e2e.server_process import ServerProcess, wait_until
-from serveprune.oip.tensor import Array
 
 LONG = 3_000_000
 """Steps of some ten microseconds: far more than the test waits for."""
 
 
-def inputs(steps: int) -> dict[str, Array]:
-    return {"steps": np.array([steps], dtype=np.int64), "x": np.ones((1, SLOW_WIDTH), dtype=np.float32)}
-
-
 @pytest.fixture
 def narrow_server(serve: Serve, server: ServerProcess, tmp_path: Path) -> ServerProcess:
     """A server that holds one request; the other server has imported its model already."""
-    write_slow_model(tmp_path / "slow.onnx")
-    config = write_config(
-        tmp_path,
-        store={"path": str(server.folder / "store")},
-        server={"max_queued_requests": 1, "drain_seconds": 0},
-        models={"slow": {"source": {"onnx": "slow.onnx"}, "tiers": ["dense"]}},
-    )
+    config = write_slow(tmp_path, stored=server.folder / "store", max_queued_requests=1, drain_seconds=0)
     return serve(config).wait_open().wait_ready("slow")
 
 
 def test_request_is_refused_with_the_time_to_retry_when_the_queue_is_full(narrow_server: ServerProcess) -> None:
-    waiting = narrow_server.stub.ModelInfer.future(of_arrays("slow", **inputs(LONG)))
+    waiting = narrow_server.stub.ModelInfer.future(of_arrays("slow", **slow_inputs(LONG)))
     wait_until(lambda: narrow_server.metric("serveprune_requests_in_flight") == 1, what="the queue is full")
-    case = Case("", "slow", tuple(WireTensor.of(name, array) for name, array in inputs(1).items()))
+    case = Case("", "slow", tuple(WireTensor.of(name, array) for name, array in slow_inputs(1).items()))
 
     body, headers = json_message(case)
     over_http = narrow_server.http.post(path(case), content=body, headers=headers)
-    over_grpc = narrow_server.grpc_refusal(of_arrays("slow", **inputs(1)))
+    over_grpc = narrow_server.grpc_refusal(of_arrays("slow", **slow_inputs(1)))
 
     assert over_http.status_code == 429
     assert int(over_http.headers["retry-after"]) >= 1

@@ -10,23 +10,17 @@ from pathlib import Path
 
 import grpc
 import httpx
-import numpy as np
 import pytest
 from contract.grpc.messages import of_arrays
 
 from e2e.conftest import Serve
-from e2e.deployment import write_config, write_fashion
-from e2e.graphs import SLOW_WIDTH, write_slow_model
+from e2e.deployment import write_fashion, write_slow
+from e2e.graphs import SLOW_WIDTH, slow_inputs
 from e2e.server_process import COMMAND, ServerProcess, is_alive, marked_processes, wait_until
-from serveprune.oip.tensor import Array
 
 IN_FLIGHT = 20
 STEPS_OF_A_MOMENT = 2_000
 STEPS_WITHOUT_END = 200_000_000
-
-
-def slow_inputs(steps: int) -> dict[str, Array]:
-    return {"steps": np.array([steps], dtype=np.int64), "x": np.ones((1, SLOW_WIDTH), dtype=np.float32)}
 
 
 def ask_http(server: ServerProcess, steps: int) -> httpx.Response:
@@ -46,13 +40,7 @@ def ask_grpc(server: ServerProcess, steps: int) -> bytes:
 @pytest.fixture
 def slow_server(serve: Serve, server: ServerProcess, tmp_path: Path) -> ServerProcess:
     """A server of its own with the slow model, which the other server has imported already."""
-    write_slow_model(tmp_path / "slow.onnx")
-    config = write_config(
-        tmp_path,
-        store={"path": str(server.folder / "store")},
-        server={"drain_seconds": 60, "executors": 2},
-        models={"slow": {"source": {"onnx": "slow.onnx"}, "tiers": ["dense"]}},
-    )
+    config = write_slow(tmp_path, stored=server.folder / "store", drain_seconds=60, executors=2)
     return serve(config).wait_open().wait_ready("slow")
 
 
@@ -90,13 +78,7 @@ def test_every_request_in_flight_is_answered_when_a_signal_comes(
 def test_stop_ends_when_its_patience_does_and_says_so_to_those_who_wait(
     serve: Serve, server: ServerProcess, tmp_path: Path
 ) -> None:
-    write_slow_model(tmp_path / "slow.onnx")
-    config = write_config(
-        tmp_path,
-        store={"path": str(server.folder / "store")},
-        server={"drain_seconds": 1},
-        models={"slow": {"source": {"onnx": "slow.onnx"}, "tiers": ["dense"]}},
-    )
+    config = write_slow(tmp_path, stored=server.folder / "store", drain_seconds=1)
     running = serve(config).wait_open().wait_ready("slow")
     with ThreadPoolExecutor(2) as threads:
         over_http = threads.submit(ask_http, running, STEPS_WITHOUT_END)

@@ -263,7 +263,7 @@ class _Call:
         error = future.exception()
         if error is None:
             response = future.result()
-            if sum(tensor.array.nbytes for tensor in response.outputs) <= _INLINE_BYTES:
+            if sum(tensor.size_bytes for tensor in response.outputs) <= _INLINE_BYTES:
                 self._encode(response)
             else:
                 self._apart(self._encode, response)

@@ -14,21 +14,15 @@ def encode_response(response: InferenceResponse) -> pb.ModelInferResponse:
     """Return the message for an answer, its tensors in ``raw_output_contents``."""
     message = pb.ModelInferResponse(model_name=response.model, model_version=response.version, id=response.id or "")
     for name, value in response.parameters.items():
-        _set_parameter(message.parameters[name], value)
+        set_parameter(message.parameters[name], value)
     for tensor in response.outputs:
         message.outputs.add(name=tensor.name, datatype=tensor.datatype, shape=tensor.shape)
         message.raw_output_contents.append(bytes(encode_binary(tensor.array, tensor.datatype)))
     return message
 
 
-def encode_parameter(value: Parameter) -> pb.InferParameter:
-    """Return a parameter in the field that fits its type."""
-    parameter = pb.InferParameter()
-    _set_parameter(parameter, value)
-    return parameter
-
-
-def _set_parameter(parameter: pb.InferParameter, value: Parameter) -> None:
+def set_parameter(parameter: pb.InferParameter, value: Parameter) -> None:
+    """Set the field that fits a value's type."""
     if isinstance(value, str):
         parameter.string_param = value
     elif isinstance(value, bool):

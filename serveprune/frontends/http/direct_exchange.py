@@ -1,5 +1,6 @@
 import logging
 import time
+from collections.abc import Callable
 from concurrent.futures import CancelledError, Future
 from typing import TYPE_CHECKING
 
@@ -148,14 +149,24 @@ class DirectExchange:
             return
         future, self._future = self._future, None
         assert future is not None
+        self._answer_with(lambda: self._encode(future.result()))
+
+    def _encode(self, response: InferenceResponse) -> Reply | None:
         assert self._output_format is not None
+        if not self._handler.is_large(response):
+            return self._handler.encode(response, self._output_format)
+        encoding = self._handler.encode_apart(response, self._output_format)
+        encoding.add_done_callback(lambda done: self._completions.add(lambda: self._encoded(done)))
+        return None
+
+    def _encoded(self, encoding: "Future[Reply]") -> None:
+        if not self.response_complete and not self.disconnected:
+            self._answer_with(encoding.result)
+
+    def _answer_with(self, make: Callable[[], Reply | None]) -> None:
+        """Send what is made, or why it could not be; ``None`` if it will be there later."""
         try:
-            response = future.result()
-            if self._handler.is_large(response):
-                encoding = self._handler.encode_apart(response, self._output_format)
-                encoding.add_done_callback(lambda done: self._completions.add(lambda: self._encoded(done)))
-                return
-            reply = self._handler.encode(response, self._output_format)
+            reply = make()
         except CancelledError:
             self._fail(Cancelled("the server gave this inference up"))
         except ServePruneError as error:
@@ -163,19 +174,8 @@ class DirectExchange:
         except Exception as error:  # see above
             self._fail(_unexpected(error))
         else:
-            self._answer(reply)
-
-    def _encoded(self, encoding: "Future[Reply]") -> None:
-        if self.response_complete or self.disconnected:
-            return
-        try:
-            reply = encoding.result()
-        except ServePruneError as error:
-            self._fail(error)
-        except Exception as error:  # see above
-            self._fail(_unexpected(error))
-        else:
-            self._answer(reply)
+            if reply is not None:
+                self._answer(reply)
 
     def _refuse(self, error: ServePruneError) -> None:
         """Answer a request that does not reach the data plane, which counts its own refusals."""

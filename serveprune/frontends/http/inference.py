@@ -145,7 +145,7 @@ class InferenceHandler:
 
     def is_large(self, response: InferenceResponse) -> bool:
         """Tell whether an answer is to be encoded apart from the event loop."""
-        return sum(map(_content_bytes, response.outputs)) > INLINE_BYTES
+        return sum(tensor.size_bytes for tensor in response.outputs) > INLINE_BYTES
 
     def encode(self, response: InferenceResponse, output_format: OutputFormat) -> Reply:
         """Return the reply an answer becomes.
@@ -183,12 +183,3 @@ def _decode_json(
         max_latency_ms=headers.max_latency_ms,
         min_quality=headers.min_quality,
     )
-
-
-def _content_bytes(tensor: Tensor) -> int:
-    """Return roughly how much there is to encode."""
-    size = tensor.array.nbytes
-    # Of BYTES that counts the pointers; where they are many already, the elements need not be counted.
-    if tensor.datatype is Datatype.BYTES and size <= INLINE_BYTES:
-        size += sum(map(len, tensor.array.flat))
-    return size

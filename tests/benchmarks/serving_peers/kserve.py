@@ -16,7 +16,6 @@ What its documentation recommends, and what was chosen:
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 
 from serving_peers.peer import INSIDE, Endpoint, Setting
@@ -41,17 +40,12 @@ SETTINGS: Mapping[str, Setting] = {
 }
 
 
-@dataclass(frozen=True, slots=True)
 class KServe:
     """JSON, binary and gRPC of the Open Inference Protocol."""
 
-    name: str = "kserve"
-    needs_torch: bool = False
-
-    @property
-    def settings(self) -> Mapping[str, Setting]:
-        """See `Peer.settings`."""
-        return SETTINGS
+    name = "kserve"
+    needs_torch = False
+    settings = SETTINGS
 
     @contextmanager
     def serve(

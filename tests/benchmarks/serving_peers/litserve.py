@@ -12,7 +12,6 @@ What its documentation recommends, and what was chosen:
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 
 from serving_peers.peer import INSIDE, Endpoint, Setting
@@ -27,17 +26,12 @@ SETTINGS: Mapping[str, Setting] = {
 }
 
 
-@dataclass(frozen=True, slots=True)
 class LitServe:
     """FastAPI in front of worker processes; JSON only."""
 
-    name: str = "litserve"
-    needs_torch: bool = False
-
-    @property
-    def settings(self) -> Mapping[str, Setting]:
-        """See `Peer.settings`."""
-        return SETTINGS
+    name = "litserve"
+    needs_torch = False
+    settings = SETTINGS
 
     @contextmanager
     def serve(

@@ -15,7 +15,6 @@ import json
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 
 from serving_peers.peer import INSIDE, Endpoint, Setting
@@ -33,17 +32,12 @@ SETTINGS: Mapping[str, Setting] = {
 }
 
 
-@dataclass(frozen=True, slots=True)
 class MlServer:
     """JSON and gRPC of the Open Inference Protocol; no binary extension over HTTP."""
 
-    name: str = "mlserver"
-    needs_torch: bool = False
-
-    @property
-    def settings(self) -> Mapping[str, Setting]:
-        """See `Peer.settings`."""
-        return SETTINGS
+    name = "mlserver"
+    needs_torch = False
+    settings = SETTINGS
 
     @contextmanager
     def serve(

@@ -8,7 +8,6 @@ import json
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 
 import yaml
@@ -26,17 +25,12 @@ SETTINGS: Mapping[str, Setting] = {
 }
 
 
-@dataclass(frozen=True, slots=True)
 class ServePrune:
     """JSON, binary and gRPC of the Open Inference Protocol."""
 
-    name: str = "serveprune"
-    needs_torch: bool = False
-
-    @property
-    def settings(self) -> Mapping[str, Setting]:
-        """See `Peer.settings`."""
-        return SETTINGS
+    name = "serveprune"
+    needs_torch = False
+    settings = SETTINGS
 
     @contextmanager
     def serve(

@@ -31,22 +31,12 @@ class Peer(Protocol):
     Attributes:
         name: As it stands in the table.
         needs_torch: Whether its environment gets torch, which comes first and alone.
+        settings: Sensible ones, by name.
     """
 
-    @property
-    def name(self) -> str:
-        """See above."""
-        ...
-
-    @property
-    def needs_torch(self) -> bool:
-        """See above."""
-        ...
-
-    @property
-    def settings(self) -> Mapping[str, Setting]:
-        """Return sensible settings by name."""
-        ...
+    name: str
+    needs_torch: bool
+    settings: Mapping[str, Setting]
 
     def serve(
         self, workload: Workload, setting: Setting, *, folder: Path, python: Path

@@ -21,7 +21,6 @@ import urllib.error
 import urllib.request
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 
 from serving_peers.peer import INSIDE, Endpoint, Setting
@@ -69,17 +68,12 @@ SETTINGS: Mapping[str, Setting] = {
 }
 
 
-@dataclass(frozen=True, slots=True)
 class TorchServe:
     """Java front end, Python workers; JSON and gRPC of its own."""
 
-    name: str = "torchserve"
-    needs_torch: bool = True
-
-    @property
-    def settings(self) -> Mapping[str, Setting]:
-        """See `Peer.settings`."""
-        return SETTINGS
+    name = "torchserve"
+    needs_torch = True
+    settings = SETTINGS
 
     @contextmanager
     def serve(

@@ -1,31 +1,13 @@
-from collections.abc import Mapping, Sequence
-
-import numpy as np
 import pytest
+from unit.routing.sessions import Identity
 
 from serveprune.config.model import ModelConfig
 from serveprune.errors import FailedPrecondition, NotFound, Unavailable
 from serveprune.models.instance import BatchSettings, Instance
 from serveprune.models.registry import Model
 from serveprune.models.variant import VariantState
-from serveprune.oip.datatype import Datatype
-from serveprune.oip.tensor import Array, TensorSpec
 from serveprune.routing.router import route
 from serveprune.routing.tier_selection import TierChoice
-
-
-class Identity:
-    """The smallest session there can be."""
-
-    inputs = (TensorSpec("x", Datatype.FP32, (-1, 2)),)
-    outputs = (TensorSpec("y", Datatype.FP32, (-1, 2)),)
-    computes_in_caller = True
-
-    def run(self, feeds: Mapping[str, Array], *, outputs: Sequence[str] = ()) -> list[Array]:
-        return [np.asarray(feeds["x"])]
-
-    def close(self) -> None:
-        return None
 
 
 def model(default_tier: str = "dense", **states: VariantState) -> Model:

@@ -1,12 +1,12 @@
 """The router with forecasts: objectives and adaptive deployments."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 from unit.artifacts.artifact_factory import MEASUREMENTS, tier_manifest
+from unit.routing.sessions import Identity
 
 from serveprune.artifacts.manifest import Manifest
 from serveprune.artifacts.store import Artifact
@@ -25,8 +25,6 @@ from serveprune.models.registry import Model
 from serveprune.models.variant import VariantState
 from serveprune.observability import metrics as series
 from serveprune.observability.metrics import Metrics
-from serveprune.oip.datatype import Datatype
-from serveprune.oip.tensor import Array, TensorSpec
 from serveprune.routing.objective import Objective
 from serveprune.routing.router import Route, Router, RouteReason
 from serveprune.routing.tier_selection import TierChoice
@@ -35,21 +33,6 @@ from serveprune.scheduling.job import Executable
 
 QUALITY = {"int8": 0.98, "lean": 0.9}
 ALONE = {"dense": 0.040, "int8": 0.020, "lean": 0.010}
-
-
-class Identity:
-    """The smallest session there can be."""
-
-    computes_in_caller = True
-    inputs = (TensorSpec("x", Datatype.FP32, (-1, 2)),)
-    outputs = (TensorSpec("y", Datatype.FP32, (-1, 2)),)
-    computes_in_caller = True
-
-    def run(self, feeds: Mapping[str, Array], *, outputs: Sequence[str] = ()) -> list[Array]:
-        return [np.asarray(feeds["x"])]
-
-    def close(self) -> None:
-        return None
 
 
 class Forecasts:

@@ -3,7 +3,8 @@ import struct
 import numpy as np
 import pytest
 
-from serveprune.frontends.grpc.encoding import encode_parameter, encode_response
+from serveprune.frontends.grpc.encoding import encode_response, set_parameter
+from serveprune.frontends.grpc.pb import open_inference_pb2 as pb
 from serveprune.oip.datatype import Datatype
 from serveprune.oip.messages import InferenceResponse, Parameter
 from serveprune.oip.tensor import Tensor
@@ -21,7 +22,8 @@ from serveprune.oip.tensor import Tensor
     ],
 )
 def test_parameter_lies_in_the_field_of_its_type(value: Parameter, field: str) -> None:
-    parameter = encode_parameter(value)
+    parameter = pb.InferParameter()
+    set_parameter(parameter, value)
 
     assert parameter.WhichOneof("parameter_choice") == field
     assert getattr(parameter, field) == value
