@@ -1,17 +1,19 @@
 """Variants of a line of numpy, and jobs that remember how they ended: what a scheduler is fed with."""
 
 import threading
-from collections.abc import Mapping, Sequence
+import time
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
 
 from serveprune.errors import ServePruneError
 from serveprune.oip.tensor import Array
-from serveprune.scheduling.job import Job, JobResult
+from serveprune.scheduling.job import Executable, Job, JobResult
 from serveprune.scheduling.latency_model import LatencyModel
 from serveprune.scheduling.latency_table import LatencyTable
 from serveprune.scheduling.padding import Padding
+from serveprune.scheduling.scheduler import Drop, Scheduler
 
 PATIENCE_SECONDS = 30
 
@@ -124,3 +126,38 @@ class Asked:
         end = self.end()
         assert isinstance(end, ServePruneError), end
         return end
+
+
+@dataclass
+class Events:
+    """What a scheduler told."""
+
+    batches: list[int] = field(default_factory=list)
+    drops: list[Drop] = field(default_factory=list)
+
+    def on_batch(self, executable: Executable, rows: int) -> None:
+        self.batches.append(rows)
+
+    def on_drop(self, executable: Executable, reason: Drop) -> None:
+        self.drops.append(reason)
+
+
+def submit(scheduler: Scheduler, *asked: Asked) -> None:
+    for one in asked:
+        scheduler.submit(one.job)
+
+
+def occupy(scheduler: Scheduler, variant: Held) -> Asked:
+    """Keep the only executor busy, so that what follows has to queue."""
+    first = Asked(variant)
+    scheduler.submit(first.job)
+    assert variant.started.wait(PATIENCE_SECONDS)
+    return first
+
+
+def eventually(condition: Callable[[], bool]) -> bool:
+    """Wait for what another thread is about to do."""
+    deadline = time.monotonic() + PATIENCE_SECONDS
+    while not condition() and time.monotonic() < deadline:
+        time.sleep(0.002)
+    return condition()
