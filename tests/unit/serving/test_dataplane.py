@@ -5,7 +5,7 @@ from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 import pytest
-from unit.serving.planes import Planes, Words, eventually, occupy, request, text_request
+from unit.serving.planes import Adder, Planes, Words, eventually, occupy, request, text_request
 
 from serveprune.errors import (
     Code,
