@@ -11,7 +11,7 @@ from onnx import TensorProto, helper
 from serveprune.artifacts.store import StoreEvent
 from serveprune.backends.onnx_runtime import OnnxRuntimeBackend
 from serveprune.config.root import ServePruneConfig
-from serveprune.errors import Unavailable
+from serveprune.errors import ResourceExhausted, Unavailable
 from serveprune.models.instance import BatchSettings, Instance
 from serveprune.models.variant import VariantState
 from serveprune.oip.datatype import Datatype
@@ -37,8 +37,7 @@ class Unending:
         return {"x": np.zeros((len(values), 4), np.float32)}
 
 
-@pytest.fixture
-def server(tmp_path: Path) -> Server:
+def serving(tmp_path: Path, **deployment: float) -> Server:
     values = [helper.make_tensor_value_info(name, TensorProto.FLOAT, ["batch", 4]) for name in "xy"]
     graph = helper.make_graph([helper.make_node("Relu", ["x"], ["y"])], "relu", values[:1], values[1:])
     path = tmp_path / "relu.onnx"
@@ -49,6 +48,7 @@ def server(tmp_path: Path) -> Server:
                 "store": {"path": str(tmp_path / "store")},
                 "server": {"executors": 1},
                 "models": {"relu": {"source": {"onnx": str(path)}}},
+                "deployments": {"relu": deployment},
             }
         )
     )
@@ -56,6 +56,11 @@ def server(tmp_path: Path) -> Server:
     instance.warm()
     server.registry.get("relu").update("dense", state=VariantState.READY, instance=instance)
     return server
+
+
+@pytest.fixture
+def server(tmp_path: Path) -> Server:
+    return serving(tmp_path)
 
 
 def text() -> InferenceRequest:
@@ -93,4 +98,18 @@ def test_series_of_the_store_and_of_batches_are_there_from_the_start(server: Ser
     labels = {"model": "relu", "version": "1", "tier": "dense"}
     assert all(value("serveprune_store_events_total", {"event": event}) == 0 for event in StoreEvent)
     assert value("serveprune_batch_rows_count", labels) == 0
+    server.stop(drain_seconds=0)
+
+
+def test_deployment_sets_the_share_the_priority_and_the_bound_of_its_model(tmp_path: Path) -> None:
+    server = serving(tmp_path, share=2, priority=3, max_queued_requests=1)
+    model = server.registry.get("relu")
+    model.preprocessor = slow = Unending()
+    running = server.dataplane.submit(text())
+    with pytest.raises(ResourceExhausted, match=r"deployments\.relu\.max_queued_requests"):
+        server.dataplane.submit(text())
+    assert model.priority == 3
+    assert server._scheduler._share._weights == {"relu": 2.0}
+    slow.let_go.set()
+    assert running.result(30).tier == "dense"
     server.stop(drain_seconds=0)

@@ -93,6 +93,35 @@ def test_request_fails_when_its_own_timeout_passes_in_the_queue(make_planes: Cal
         late.result(30)
 
 
+@pytest.mark.parametrize(
+    ("parameters", "first"),
+    [
+        ({"priority": 1}, "int8"),
+        ({"priority": 2}, "int8"),  # the other has its deployment's, which is lower
+        ({"priority": 3}, "dense"),
+        ({"priority": 0}, "dense"),
+        ({}, "dense"),
+    ],
+)
+def test_request_is_computed_in_the_order_of_its_priority_or_else_of_its_deployments(
+    make_planes: Callable[..., Planes], parameters: dict[str, int], first: str
+) -> None:
+    planes = make_planes()
+    planes.model.priority = 3
+    order: list[str] = []
+    held = occupy(planes)
+    waiting = [
+        planes.dataplane.submit(request()),
+        planes.dataplane.submit(request("adder@int8", parameters=parameters)),
+    ]
+    for answer in waiting:
+        answer.add_done_callback(lambda done: order.append(done.result().tier))
+    planes.sessions["dense"].let_go.set()
+    held.result(30)
+    assert {answer.result(30).tier for answer in waiting} == {"dense", "int8"}
+    assert order[0] == first
+
+
 def test_request_fails_and_frees_its_place_when_its_tensors_do_not_fit(make_planes: Callable[..., Planes]) -> None:
     planes = make_planes(limit=1)
     for wrong in (InferenceRequest("adder", ()), request(outputs=("z",))):
@@ -160,6 +189,13 @@ def test_metadata_and_readiness_speak_of_the_model_or_of_one_tier(make_planes: C
     assert not planes.dataplane.model_ready("adder@lean")
     with pytest.raises(NotFound):
         planes.dataplane.model_ready("adder@huge")
+
+
+def test_metadata_says_what_runs_the_tier_or_the_one_that_stands_in_for_it(make_planes: Callable[..., Planes]) -> None:
+    planes = make_planes()
+    planes.model.update("int8", backend="openvino")
+    platforms = [planes.dataplane.model_metadata(f"adder@{tier}").platform for tier in ("dense", "int8", "lean")]
+    assert platforms == ["onnxruntime_onnx", "openvino_onnx", "onnxruntime_onnx"]
 
 
 def test_default_tier_decides_whether_a_model_is_ready(make_planes: Callable[..., Planes]) -> None:
