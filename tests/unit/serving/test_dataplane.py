@@ -73,6 +73,22 @@ def test_adaptive_deployment_answers_with_a_tier_of_its_choice_and_says_so(make_
     assert properties == {"tiers": "dense,int8,lean", "tier": "dense", "policy": "adaptive"}
 
 
+@pytest.mark.parametrize(("target_latency_ms", "first"), [(600.0, "dense"), (60_000.0, "int8")])
+def test_target_of_a_deployment_orders_the_queue(
+    make_planes: Callable[..., Planes], target_latency_ms: float, first: str
+) -> None:
+    planes = make_planes(target_latency_ms=target_latency_ms)
+    order: list[str] = []
+    held = occupy(planes)
+    waiting = [planes.dataplane.submit(request(model)) for model in ("adder@int8", "adder")]
+    for answer in waiting:
+        answer.add_done_callback(lambda done: order.append(done.result().tier))
+    planes.sessions["dense"].let_go.set()
+    held.result(30)
+    assert [answer.result(30).tier for answer in waiting] == ["int8", "dense"]
+    assert order[0] == first
+
+
 def test_objective_chooses_the_tier_and_sets_the_deadline(make_planes: Callable[..., Planes]) -> None:
     planes = make_planes()
     met = planes.dataplane.submit(request(parameters={"max_latency_ms": 60_000})).result(30)
