@@ -19,7 +19,10 @@ _UNSUPPORTED = {
     Datatype.FP64: "64 bit floats, which OpenVINO would compute in 32 bits",
 }
 _NO_MEMORY = re.compile(r"alloc|out of memory|not enough memory", re.IGNORECASE)
-_NOISE = re.compile(r"^(Exception from |Check '.*failed at |FrontEnd API failed|Summary:|To facilitate )")
+_NOISE = re.compile(
+    r"^(?:Caught exception: )?(?:Exception from |Check '.*failed at |FrontEnd API failed|Summary:|To facilitate )"
+)
+_NODE = re.compile(r"\bNode \S+ of type \w+")
 
 
 class OpenVinoSession:
@@ -58,6 +61,7 @@ class OpenVinoSession:
         self._output_names = [spec.name for spec in outputs]
         self._places = threading.BoundedSemaphore(requests)
         self._idle: list[Any] = []
+        self._has_run = False
 
     def run(self, feeds: Mapping[str, Array], *, outputs: Sequence[str] = ()) -> list[Array]:
         """See `Session.run`."""
@@ -72,12 +76,15 @@ class OpenVinoSession:
                 request = self._idle.pop() if self._idle else compiled.create_infer_request()
                 for name, position in self._input_ports.items():
                     request.set_input_tensor(position, self._tensor(given[name], shared_memory=True))
-                request.infer(share_outputs=True)
+                # `infer` says nothing of a node that fails, and leaves the answers of the run before.
+                request.start_async()
+                request.wait()
                 # The next run of this request overwrites its outputs.
                 results = [request.get_output_tensor(port).data.copy() for port in ports]
             except (RuntimeError, MemoryError) as error:
                 # What a failed run left behind goes with its request.
-                raise _failure(error) from error
+                raise self._failure(error) from error
+            self._has_run = True
             if self._compiled is not None:
                 self._idle.append(request)
         for result, port in zip(results, ports, strict=True):
@@ -103,6 +110,15 @@ class OpenVinoSession:
             unknown = ", ".join(sorted(set(feeds) - set(given)))
             raise GraphRefused(f"it has no input {unknown}")
         return given
+
+    def _failure(self, error: Exception) -> ServePruneError:
+        message = _reason(error)
+        if isinstance(error, MemoryError) or _NO_MEMORY.search(str(error)):
+            return ResourceExhausted(f"these inputs need more memory than there is: {message}")
+        # A graph that has run before has no defect, so it is what came that a node cannot compute.
+        if self._has_run and _NODE.search(message):
+            return GraphRefused(message)
+        return Internal(f"OpenVINO failed: {message}")
 
     def close(self) -> None:
         """See `Session.close`."""
@@ -171,13 +187,6 @@ class OpenVinoBackend:
 
 def _positions(ports: Sequence[Any]) -> dict[str, int]:
     return {name: position for position, port in enumerate(ports) for name in port.get_names()}
-
-
-def _failure(error: Exception) -> ServePruneError:
-    message = _reason(error)
-    if isinstance(error, MemoryError) or _NO_MEMORY.search(str(error)):
-        return ResourceExhausted(f"these inputs need more memory than there is: {message}")
-    return Internal(f"OpenVINO failed: {message}")
 
 
 def _reason(error: Exception) -> str:

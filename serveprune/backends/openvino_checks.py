@@ -15,6 +15,7 @@ import numpy as np
 import psutil
 
 from serveprune.backends.openvino_indices import GraphRefused, IndexChecks
+from serveprune.backends.openvino_operators import require_understood
 from serveprune.errors import InvalidArgument, ResourceExhausted
 from serveprune.oip.datatype import Datatype
 from serveprune.oip.tensor import DYNAMIC, Array, TensorSpec
@@ -53,6 +54,7 @@ class InputChecks:
         Raises:
             InvalidArgument: The graph does something that cannot be checked before it is run.
         """
+        require_understood(graph)
         _drop_weights(package, graph)
         self._graph = graph
         self._package = package
@@ -148,9 +150,10 @@ def _drop_weights(package: Any, graph: Any) -> None:
         if node.get_type_name() != "Constant":
             continue
         shape = list(node.get_output_shape(0))
-        if math.prod(shape) <= _LARGE_ELEMENTS:
-            continue
         element = node.get_element_type()
+        # Wide integers may be indices, of which the values matter.
+        if math.prod(shape) <= _LARGE_ELEMENTS or element in (package.Type.i32, package.Type.i64):
+            continue
         one = operators.constant(0, element)
         stand_in = operators.broadcast(one, np.array(shape, np.int64))
         node.output(0).replace(stand_in.output(0))

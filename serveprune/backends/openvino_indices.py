@@ -5,15 +5,22 @@ from typing import Any
 import numpy as np
 
 from serveprune.errors import InvalidArgument
+from serveprune.oip.tensor import Array
 
 _INDICES_INPUT = {
+    "Gather": 1,
+    "GRUSequence": 2,
     "GatherElements": 1,
     "GatherND": 1,
+    "LSTMSequence": 3,
+    "RNNSequence": 2,
     "ScatterElementsUpdate": 1,
     "ScatterNDUpdate": 1,
     "ScatterUpdate": 1,
 }
 """Operators that read or write wherever their indices say, and the input that says it."""
+
+_SEQUENCES = frozenset({"GRUSequence", "LSTMSequence", "RNNSequence"})
 
 _SAME_VALUES = frozenset({"Convert", "Reshape", "Squeeze", "Unsqueeze", "Transpose"})
 
@@ -46,13 +53,14 @@ class IndexChecks:
         self._parameters = [port.get_node() for port in graph.inputs]
         self._lookups: list[tuple[Any, Any]] = []
         for node in graph.get_ops():
-            position = _INDICES_INPUT.get(node.get_type_name())
-            if position is None or _source(node, position).get_type_name() in ("Constant", "Broadcast"):
+            kind = node.get_type_name()
+            position = _INDICES_INPUT.get(kind)
+            if position is None or _is_safe(node, position):
                 continue
             indices = node.input_value(position)
-            if node.get_type_name() != "GatherND" or not _follows_from_shapes(indices.get_node()):
+            if kind not in ("Gather", "GatherND") or not _follows_from_shapes(indices.get_node()):
                 raise InvalidArgument(
-                    f"node {node.get_friendly_name()} ({node.get_type_name()}) takes indices that are computed, which "
+                    f"node {node.get_friendly_name()} ({kind}) takes indices that are computed, which "
                     "OpenVINO does not check; serve this graph with backend: onnxruntime"
                 )
             # Kept beside the graph, whose nodes it shares: a new shape there is a new shape here.
@@ -76,14 +84,39 @@ class IndexChecks:
             outputs = vector([found])
             model.evaluate(outputs, vector(shapes_alone))
             indices = outputs[0].data
-            # Each index names one element, or a slice, of what is behind the batch axes.
-            axes = list(node.input_value(0).get_shape())[int(node.get_attributes()["batch_dims"]) :]
-            ends = np.array(axes[: indices.shape[-1]])
+            ends = _ends(node, indices)
             if indices.size and bool(np.any((indices < -ends) | (indices >= ends))):
                 raise GraphRefused(
-                    f"node {node.get_friendly_name()} (GatherND): an index points beyond {ends.tolist()}; sizes of "
-                    "several inputs that should be equal are not"
+                    f"node {node.get_friendly_name()} ({node.get_type_name()}): an index points beyond "
+                    f"{ends.tolist()}; an input is longer than the graph allows, or several that should be equally "
+                    "long are not"
                 )
+
+
+def _ends(node: Any, indices: Array) -> Array:
+    """Return how many there are to choose from, for each number of an index."""
+    sizes = list(node.input_value(0).get_shape())
+    if node.get_type_name() == "Gather":
+        return np.array(sizes[_axis(node) : _axis(node) + 1 or None])
+    # Each index names one element, or a slice, of what is behind the batch axes.
+    return np.array(sizes[int(node.get_attributes()["batch_dims"]) :][: indices.shape[-1]])
+
+
+def _is_safe(node: Any, position: int) -> bool:
+    """Tell whether nothing that a request sends could make an index point beyond what it is to find."""
+    kind, source = node.get_type_name(), _source(node, position).get_type_name()
+    if kind in _SEQUENCES:
+        # Lengths of sequences, which OpenVINO's kernels do not go by.
+        return _follows_from_shapes(node.input_value(position).get_node())
+    if kind == "Gather":
+        # Inputs are held against the table's length whenever they come; constants were, when the graph was imported.
+        return source in ("Constant", "Parameter") and _table_rows_of(node) is not None
+    # OpenVINO holds constant ones against sizes itself, but for GatherND.
+    return bool(source == "Constant" and kind != "GatherND")
+
+
+def _axis(node: Any) -> int:
+    return int(np.ravel(_source(node, 2).get_data())[0])
 
 
 def _follows_from_shapes(node: Any) -> bool:
@@ -104,16 +137,22 @@ def _follows_from_shapes(node: Any) -> bool:
 def _table_rows(graph: Any) -> dict[str, int]:
     rows_of: dict[str, int] = {}
     for node in graph.get_ops():
-        if node.get_type_name() != "Gather":
+        if node.get_type_name() != "Gather" or _source(node, 1).get_type_name() != "Parameter":
             continue
-        source, axis, table = _source(node, 1), _source(node, 2), node.input_value(0).get_partial_shape()
-        if source.get_type_name() != "Parameter" or axis.get_type_name() != "Constant" or table.rank.is_dynamic:
-            continue
-        rows = table[int(np.ravel(axis.get_data())[0])]
-        if rows.is_static:
-            for name in source.output(0).get_names():
-                rows_of[name] = min(rows.get_length(), rows_of.get(name, rows.get_length()))
+        rows = _table_rows_of(node)
+        if rows is not None:
+            for name in _source(node, 1).output(0).get_names():
+                rows_of[name] = min(rows, rows_of.get(name, rows))
     return rows_of
+
+
+def _table_rows_of(gather: Any) -> int | None:
+    """Return how many there are to choose from; ``None`` where that is not the same for all requests."""
+    axis, table = _source(gather, 2), gather.input_value(0).get_partial_shape()
+    if axis.get_type_name() != "Constant" or table.rank.is_dynamic or table[_axis(gather)].is_dynamic:
+        return None
+    rows: int = table[_axis(gather)].get_length()
+    return rows
 
 
 def _source(node: Any, position: int) -> Any:

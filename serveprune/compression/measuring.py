@@ -10,7 +10,7 @@ from serveprune.artifacts.store import Artifact
 from serveprune.backends.selection import ONNX_RUNTIME, OPENVINO, load_backend
 from serveprune.compression.calibration import BuildSamples
 from serveprune.config.model import ModelConfig
-from serveprune.errors import ServePruneError
+from serveprune.errors import ResourceExhausted, ServePruneError, Unavailable
 from serveprune.evaluation.latency import latency_clock
 from serveprune.evaluation.measure import measure
 from serveprune.evaluation.task import infer_task
@@ -79,7 +79,8 @@ def measure_tier(
                 _measure_on(name, dense, graph, model=model, samples=samples, threads=threads, on_progress=report)
             )
         except ServePruneError as error:
-            if name == names[0]:
+            if name == names[0] or isinstance(error, ResourceExhausted | Unavailable):
+                # The latter may be otherwise another time, and what is recorded holds for good.
                 raise
             # The graph is served all the same, by the backend that runs every graph.
             unmeasured[name] = error.message

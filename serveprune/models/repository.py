@@ -13,6 +13,8 @@ from serveprune.models.instance import BatchSettings, Instance
 from serveprune.preprocessing.loading import load_preprocessor
 from serveprune.preprocessing.protocol import Preprocessor
 
+_COMPARED_ROWS = 3
+
 _LOOPS = frozenset(("Loop", "Scan", "SequenceMap"))
 """Operators that compute a graph within the graph as often as a value says."""
 
@@ -86,7 +88,7 @@ class VariantRepository:
             if identity[2] == DENSE and backend != ONNX_RUNTIME:
                 # A tier was measured on what runs it; of dense only this shows that it is the same model.
                 with closing(self._load(artifact, ONNX_RUNTIME)) as reference:
-                    require_agreement(session, reference, instance.example(1), backend=backend)
+                    require_agreement(session, reference, instance.example(_COMPARED_ROWS), backend=backend)
         except BaseException:
             instance.retire()
             raise

@@ -30,7 +30,7 @@ def describe(variant: Variant) -> dict[str, Any]:
         "bytes": artifact.manifest.graph.bytes if artifact else None,
         "parameters": artifact.manifest.graph.parameters if artifact else None,
         "built_here": variant.built_here,
-        "backend": variant.backend if artifact else None,
+        "backend": variant.backend if variant.instance else None,
     }
     if variant.instance is not None:
         description["batches"] = _batches(variant.instance)

@@ -1,6 +1,8 @@
 import subprocess
 import sys
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -8,13 +10,15 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 from unit.backends.one_node import save_graph, save_lookup, save_one_node
 
-from serveprune.backends.openvino import OpenVinoBackend
-from serveprune.backends.openvino_checks import shape_problem
+from serveprune.backends.onnx_runtime import graph_interface
+from serveprune.backends.openvino import OpenVinoBackend, OpenVinoSession
+from serveprune.backends.openvino_checks import InputChecks, shape_problem
 from serveprune.errors import InvalidArgument, MissingExtra
+from serveprune.oip.tensor import Array
 
 
 def save(
-    path: Path, nodes: list[onnx.NodeProto], *, inputs: dict[str, list[int | str]], weights: dict[str, list[int]]
+    path: Path, nodes: list[onnx.NodeProto], *, inputs: dict[str, list[int | str]], weights: dict[str, Any]
 ) -> Path:
     graph = helper.make_graph(
         nodes,
@@ -76,6 +80,143 @@ def test_indices_that_follow_from_shapes_are_held_against_what_they_index(tmp_pa
     assert session.run({"ids": np.zeros(3, np.int64), "mask": np.array([4, 5, 6])})[0].tolist() == [4, 5, 6]
     with pytest.raises(InvalidArgument, match=r"\(GatherND\): an index points beyond \[2\]"):
         session.run({"ids": np.zeros(3, np.int64), "mask": np.array([4, 5])})
+
+
+def positions(path: Path) -> Path:
+    """Write y = table[0, 1, .., length of ids - 1], as sentence encoders look up positions in a table of 10."""
+    nodes = [
+        helper.make_node("Shape", ["ids"], ["length"]),
+        helper.make_node("Squeeze", ["length"], ["count"]),
+        helper.make_node("Range", ["zero", "count", "one"], ["positions"]),
+        helper.make_node("Gather", ["table", "positions"], ["y"], name="find"),
+    ]
+    save(path, nodes, inputs={"ids": ["n"]}, weights={"table": list(range(10))})
+    model = onnx.load(path)
+    model.graph.initializer.extend(
+        numpy_helper.from_array(np.array(value), name) for name, value in (("zero", 0), ("one", 1))
+    )
+    onnx.save(model, path)
+    return path
+
+
+def test_run_is_refused_when_there_are_more_positions_than_the_table_has(tmp_path: Path) -> None:
+    session = OpenVinoBackend().load(positions(tmp_path / "positions.onnx"))
+    assert session.run({"ids": np.zeros(10, np.int64)})[0].tolist() == list(range(10))
+    with pytest.raises(InvalidArgument, match=r"\(Gather\): an index points beyond \[10\]"):
+        session.run({"ids": np.zeros(12, np.int64)})
+
+
+def test_constant_index_is_held_against_a_size_that_requests_choose(tmp_path: Path) -> None:
+    node = helper.make_node("Gather", ["x", "third"], ["y"], name="find")
+    session = OpenVinoBackend().load(save(tmp_path / "third.onnx", [node], inputs={"x": ["n"]}, weights={"third": [2]}))
+    assert session.run({"x": np.array([4, 5, 6])})[0].tolist() == [6]
+    with pytest.raises(InvalidArgument, match=r"\(Gather\): an index points beyond \[2\]"):
+        session.run({"x": np.array([4, 5])})
+
+
+def test_constant_indices_of_gathernd_are_held_against_a_size_that_requests_choose(tmp_path: Path) -> None:
+    node = helper.make_node("GatherND", ["x", "far"], ["y"], name="find")
+    path = save(tmp_path / "far.onnx", [node], inputs={"x": ["n"]}, weights={"far": [[2]]})
+    session = OpenVinoBackend().load(path)
+    assert session.run({"x": np.array([4, 5, 6])})[0].tolist() == [6]
+    with pytest.raises(InvalidArgument, match=r"\(GatherND\): an index points beyond \[2\]"):
+        session.run({"x": np.array([4, 5])})
+
+
+def test_load_is_refused_when_indices_are_an_input_that_was_made_larger(tmp_path: Path) -> None:
+    nodes = [
+        helper.make_node("Expand", ["at", "size"], ["wide"]),
+        helper.make_node("GatherND", ["x", "wide"], ["y"], name="find"),
+    ]
+    path = save(tmp_path / "wide.onnx", nodes, inputs={"x": ["n"], "at": [1, 1]}, weights={"size": [3, 1]})
+    with pytest.raises(InvalidArgument, match=r"\(GatherND\) takes indices that are computed"):
+        OpenVinoBackend().load(path)
+
+
+def test_load_is_refused_when_what_is_looked_up_was_computed(tmp_path: Path) -> None:
+    nodes = [
+        helper.make_node("Add", ["ids", "two"], ["shifted"]),
+        helper.make_node("Gather", ["table", "shifted"], ["y"], name="find"),
+    ]
+    weights = {"two": [2], "table": list(range(10))}
+    with pytest.raises(InvalidArgument, match=r"\(Gather\) takes indices that are computed"):
+        OpenVinoBackend().load(save(tmp_path / "shifted.onnx", nodes, inputs={"ids": ["n"]}, weights=weights))
+
+
+@pytest.mark.parametrize("kind", ["LSTM", "GRU", "RNN"])
+def test_load_is_refused_when_requests_say_how_long_sequences_are(tmp_path: Path, kind: str) -> None:
+    gates = {"LSTM": 4, "GRU": 3, "RNN": 1}[kind]
+    shapes = {"w": (1, gates * 2, 2), "r": (1, gates * 2, 2)}
+    weights = [numpy_helper.from_array(np.ones(shape, np.float32), name) for name, shape in shapes.items()]
+    graph = helper.make_graph(
+        [helper.make_node(kind, ["x", "w", "r", "", "lengths"], ["y"], hidden_size=2)],
+        "recurrent",
+        [
+            helper.make_tensor_value_info("x", TensorProto.FLOAT, [5, "n", 2]),
+            helper.make_tensor_value_info("lengths", TensorProto.INT32, ["n"]),
+        ],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, None)],
+        weights,
+    )
+    path = tmp_path / "recurrent.onnx"
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)], ir_version=8), path)
+    with pytest.raises(InvalidArgument, match=rf"\({kind}Sequence\) takes indices that are computed"):
+        OpenVinoBackend().load(path)
+
+
+@pytest.mark.parametrize("operator", ["CumSum", "If"])
+def test_load_is_refused_when_it_is_not_known_what_an_operator_checks(tmp_path: Path, operator: str) -> None:
+    if operator == "If":
+        then = helper.make_graph(
+            [helper.make_node("Identity", ["x"], ["inner"])],
+            "branch",
+            [],
+            [helper.make_tensor_value_info("inner", TensorProto.INT64, None)],
+        )
+        nodes = [
+            helper.make_node("ReduceSum", ["x"], ["sum"], keepdims=0),
+            helper.make_node("Cast", ["sum"], ["which"], to=TensorProto.BOOL),
+            helper.make_node("If", ["which"], ["y"], then_branch=then, else_branch=then),
+        ]
+        path = save(tmp_path / "graph.onnx", nodes, inputs={"x": ["n"]}, weights={})
+    else:
+        nodes = [helper.make_node("CumSum", ["x", "axis"], ["y"])]
+        path = save(tmp_path / "graph.onnx", nodes, inputs={"x": ["n"], "axis": [1]}, weights={})
+    with pytest.raises(InvalidArgument, match=rf"\({operator}\): it is not known what OpenVINO checks"):
+        OpenVinoBackend().load(path)
+
+
+@pytest.mark.parametrize("executors", [1, 2])
+def test_answers_of_an_earlier_run_are_never_given_when_a_run_fails(tmp_path: Path, executors: int) -> None:
+    """Of an operator that fails while it runs, behind the check that keeps it away."""
+
+    class Unchecked(InputChecks):
+        def __init__(self) -> None:
+            return None
+
+        def check(self, feeds: Mapping[str, Array]) -> tuple[tuple[int, ...], ...]:
+            return ((1, 5),)
+
+    nodes = [helper.make_node("ReverseSequence", ["x", "l"], ["y"], batch_axis=0, time_axis=1)]
+    path = save(tmp_path / "reverse.onnx", nodes, inputs={"x": [1, 5], "l": [1]}, weights={})
+    backend = OpenVinoBackend(executors=executors)
+    inputs, outputs = graph_interface(path)
+    compiled = backend._core.compile_model(str(path), "CPU", backend._properties(1))
+    session = OpenVinoSession(
+        compiled,
+        backend._package,
+        Unchecked(),
+        inputs=inputs,
+        outputs=outputs,
+        requests=executors,
+    )
+    for _ in range(3):
+        assert session.run({"x": np.array([[11, 12, 13, 14, 15]]), "l": np.array([2])})[0].tolist() == [
+            [12, 11, 13, 14, 15]
+        ]
+        with pytest.raises(InvalidArgument, match="the graph refused these inputs") as refused:
+            session.run({"x": np.array([[1, 2, 3, 4, 5]]), "l": np.array([9])})
+        assert ".cpp" not in refused.value.message
 
 
 def test_load_is_refused_when_values_decide_a_shape(tmp_path: Path) -> None:

@@ -18,9 +18,10 @@ from serveprune.oip.datatype import Datatype
 from serveprune.oip.tensor import Array, TensorSpec
 
 
-@pytest.fixture(params=[ONNX_RUNTIME, OPENVINO])
+@pytest.fixture(params=[(ONNX_RUNTIME, 2), (OPENVINO, 1), (OPENVINO, 2)], ids=lambda param: f"{param[0]}-{param[1]}")
 def backend(request: pytest.FixtureRequest) -> Backend:
-    return load_backend(request.param, executors=2)
+    name, executors = request.param
+    return load_backend(name, executors=executors)
 
 
 @pytest.fixture

@@ -9,6 +9,7 @@ from serveprune.backends.protocol import Session
 from serveprune.backends.selection import load_backend
 from serveprune.errors import FailedPrecondition
 from serveprune.models.agreement import require_agreement
+from serveprune.oip.tensor import Array
 
 FEEDS = {"x": np.array([[1.0, -2.0, 4.0]], np.float32)}
 
@@ -46,5 +47,17 @@ def test_backend_that_fails_where_the_reference_answers_is_refused(tmp_path: Pat
         require_agreement(session(tmp_path, columns=2), session(tmp_path), FEEDS, backend="openvino")
 
 
-def test_inputs_that_the_reference_refuses_show_nothing(tmp_path: Path) -> None:
-    require_agreement(session(tmp_path, factor=9.0), session(tmp_path, columns=2), FEEDS, backend="openvino")
+def test_backend_is_refused_when_the_reference_refuses_what_both_should_answer(tmp_path: Path) -> None:
+    with pytest.raises(FailedPrecondition, match="cannot be compared with ONNX Runtime, which refuses made-up inputs"):
+        require_agreement(session(tmp_path, factor=9.0), session(tmp_path, columns=2), FEEDS, backend="openvino")
+
+
+def test_infinities_agree_when_they_are_at_the_same_places(tmp_path: Path) -> None:
+    def endless(value: float) -> dict[str, Array]:
+        return {"x": np.array([[1.0, -np.inf, value]], np.float32)}
+
+    same, other = session(tmp_path), session(tmp_path, factor=1.0 + 1e-6)
+    require_agreement(other, same, endless(3.0), backend="openvino")
+    require_agreement(other, same, endless(np.nan), backend="openvino")
+    with pytest.raises(FailedPrecondition, match="differs by nan"):
+        require_agreement(session(tmp_path, factor=-1.0), same, endless(3.0), backend="openvino")
