@@ -134,17 +134,19 @@ def test_drain_answers_what_is_in_flight_and_refuses_what_is_new(front: RunningF
     stop = threading.Thread(target=front.frontend.stop, kwargs={"drain_seconds": 60})
     stop.start()
 
-    code = None
+    codes: list[grpc.StatusCode] = []
     deadline = time.monotonic() + 20
-    while code is None and time.monotonic() < deadline:
+    while grpc.StatusCode.UNAVAILABLE not in codes and time.monotonic() < deadline:
         try:
             with grpc.insecure_channel(str(front.address)) as channel:
                 GRPCInferenceServiceStub(channel).ServerLive(pb.ServerLiveRequest(), timeout=5)
         except grpc.RpcError as error:
             refusal: Any = error
-            code = refusal.code()
+            codes.append(refusal.code())
 
-    assert code is grpc.StatusCode.UNAVAILABLE
+    assert codes[-1] is grpc.StatusCode.UNAVAILABLE
+    # gRPC's own answer to a call that comes between the server's last word and the closing of its port.
+    assert set(codes[:-1]) <= {grpc.StatusCode.CANCELLED}
     assert not running.done()
     front.plane.release.set()
     assert running.result().outputs[0].name == "done"
