@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from serveprune.artifacts import integrity
-from serveprune.artifacts.durability import full_disk_reported, sync_folder, sync_tree, write_file
+from serveprune.artifacts.durability import full_disk_reported, size_on_disk_bytes, sync_folder, sync_tree, write_file
 from serveprune.artifacts.environment import environment
 from serveprune.artifacts.file_lock import FileLock
 from serveprune.artifacts.housekeeping import Housekeeping
@@ -25,7 +25,7 @@ from serveprune.artifacts.manifest import COMPRESSED_GRAPH_FILE, GRAPH_FILE, MAN
 from serveprune.artifacts.quarantine import Quarantine
 from serveprune.artifacts.single_flight import single_flight
 from serveprune.artifacts.staging import StagingArea
-from serveprune.errors import DataLoss, FailedPrecondition, Internal, NotFound
+from serveprune.errors import DataLoss, FailedPrecondition, Internal, NotFound, ResourceExhausted
 
 _log = logging.getLogger(__name__)
 
@@ -206,22 +206,27 @@ class ArtifactStore:
         return Artifact(self._layout.artifact(manifest.key), manifest)
 
     def attach(self, staging: Path, *, key: str, name: str) -> Path:
-        """Put what was written to a staging folder into an artifact's own; then evict what exceeds the bound.
+        """Put what was written to a staging folder into an artifact's own.
 
         It goes away with the artifact, which the caller leases. It is not of the artifact, so the manifest does not
         record it: whoever reads it has to know whether it is sound. One of that name that is there is replaced.
 
         Raises:
-            ResourceExhausted: The disk is full; the store is as it was.
+            ResourceExhausted: The disk is full, or the store would be: no artifact goes for what can be made anew
+                any time. The store is as it was.
         """
         target = self._layout.artifact(key) / name
         with self._full_disk_reported(staging):
+            if self.size_bytes() + size_on_disk_bytes(staging) > self.max_bytes:
+                raise ResourceExhausted(
+                    f"attaching {name} to artifact {key} would take the store beyond store.max_bytes "
+                    f"({self.max_bytes}); raise it"
+                )
             sync_tree(staging)
             if target.exists():
                 self._staging.swallow(target)
             staging.rename(target)
             sync_folder(target.parent)
-            self._housekeeping.make_room()
         return target
 
     def record_import(self, recipe: str, key: str) -> None:

@@ -19,7 +19,7 @@ from serveprune.artifacts.graph_file import is_compressed, read_graph
 from serveprune.artifacts.store import ArtifactStore
 from serveprune.backends.native_memory import give_back
 from serveprune.backends.onnx_runtime import OnnxRuntimeBackend, OnnxRuntimeSession, session_options
-from serveprune.errors import ServePruneError
+from serveprune.errors import Internal, InvalidArgument
 from serveprune.oip.datatype import Datatype
 from serveprune.oip.tensor import DYNAMIC, Array, TensorSpec
 
@@ -111,7 +111,7 @@ def _write_form(path: Path, folder: Path, *, threads: int) -> str | None:
     try:
         feeds = _made_up(original.inputs)
         expected = original.run(feeds)
-    except ServePruneError as error:
+    except (InvalidArgument, Internal) as error:
         return f"it cannot be tried with made-up inputs: {error.message}"
     came = _open_form(folder, threads=threads).run(feeds)
     equal = all(one.tobytes() == other.tobytes() for one, other in zip(expected, came, strict=True))

@@ -14,7 +14,7 @@ from unit.artifacts.artifact_factory import digest, tier_manifest
 from serveprune.artifacts.graph_file import store_graph
 from serveprune.artifacts.store import Artifact, ArtifactStore, file_records
 from serveprune.backends.mapped_graph import MappedOnnxRuntimeBackend
-from serveprune.backends.onnx_runtime import OnnxRuntimeBackend
+from serveprune.backends.onnx_runtime import OnnxRuntimeBackend, OnnxRuntimeSession
 from serveprune.errors import ResourceExhausted
 
 WIDTH = 1024
@@ -95,8 +95,18 @@ def test_weights_of_a_loaded_graph_are_mapped_from_the_form(store: ArtifactStore
     assert "weights.bin" in finished.stdout
 
 
-def test_form_is_written_once_when_many_load_at_the_same_time(store: ArtifactStore) -> None:
+def test_form_is_written_once_when_many_load_at_the_same_time(
+    store: ArtifactStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
     artifact = commit_graph(store)
+    written: list[str] = []
+    attach = store.attach
+
+    def attach_and_note(staging: Path, *, key: str, name: str) -> Path:
+        written.append(name)
+        return attach(staging, key=key, name=name)
+
+    monkeypatch.setattr(store, "attach", attach_and_note)
     backend = MappedOnnxRuntimeBackend(store)
     answers: list[bytes] = []
     threads = [threading.Thread(target=lambda: answers.append(answer(backend, artifact))) for _ in range(4)]
@@ -107,7 +117,7 @@ def test_form_is_written_once_when_many_load_at_the_same_time(store: ArtifactSto
 
     assert len(answers) == 4
     assert len(set(answers)) == 1
-    assert len(forms(artifact)) == 1
+    assert len(forms(artifact)) == len(written) == 1
     assert not list((store.root / "tmp").iterdir())
 
 
@@ -174,6 +184,37 @@ def test_graph_is_loaded_as_ever_when_the_disk_is_full(
     logging.getLogger("serveprune").propagate = True
     assert answer(MappedOnnxRuntimeBackend(store), artifact) == answer(OnnxRuntimeBackend(), artifact)
     assert "loaded without shared weights: the disk is full" in caplog.text
+
+
+def test_no_artifact_goes_for_a_form_when_the_store_is_at_its_bound(
+    store: ArtifactStore, caplog: pytest.LogCaptureFixture
+) -> None:
+    artifact, other = commit_graph(store), commit_graph(store, width=WIDTH // 2)
+    tight = ArtifactStore(store.root, max_bytes=store.size_bytes() + 1000)
+    logging.getLogger("serveprune").propagate = True
+    assert answer(MappedOnnxRuntimeBackend(tight), artifact) == answer(OnnxRuntimeBackend(), artifact)
+    assert "store.max_bytes" in caplog.text
+    assert other.folder.exists()
+    assert forms(artifact) == list((store.root / "tmp").iterdir()) == []
+
+
+def test_form_is_tried_again_when_there_was_no_memory_for_it(
+    store: ArtifactStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    artifact, backend = commit_graph(store), MappedOnnxRuntimeBackend(store)
+    expected = answer(backend._plain, artifact)
+    run = OnnxRuntimeSession.run
+
+    def no_memory(session: OnnxRuntimeSession, feeds: object, *, outputs: object = ()) -> None:
+        raise ResourceExhausted("no memory")
+
+    monkeypatch.setattr(OnnxRuntimeSession, "run", no_memory)
+    backend.load(artifact.graph).close()
+    assert forms(artifact) == []
+    monkeypatch.setattr(OnnxRuntimeSession, "run", run)
+    assert answer(backend, artifact) == expected
+    (form,) = forms(artifact)
+    assert (form / "weights.bin").exists()
 
 
 def test_form_is_counted_and_evicted_with_its_artifact(tmp_path: Path) -> None:
