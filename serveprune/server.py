@@ -164,6 +164,21 @@ class Server:
         Raises:
             FailedPrecondition: An address cannot be bound; nothing is left running.
         """
+        endpoints = self.listen()
+        self.load()
+        return endpoints
+
+    def load(self) -> None:
+        """Begin to load and build, in the background."""
+        gc.set_threshold(*_COLLECT_AFTER)
+        self.controlplane.start()
+
+    def listen(self) -> Endpoints:
+        """Listen on all ports.
+
+        Raises:
+            FailedPrecondition: An address cannot be bound; nothing is left running.
+        """
         try:
             http, grpc, metrics = self._http.start(), self._grpc.start(), self.config.server.metrics
             if self._metrics_endpoint is not None:
@@ -172,8 +187,6 @@ class Server:
             self.stop(drain_seconds=0.0)
             raise
         self.metrics.gauge(series.PROCESSES).set(1)
-        gc.set_threshold(*_COLLECT_AFTER)
-        self.controlplane.start()
         return Endpoints(http, grpc, metrics)
 
     def stop(self, *, drain_seconds: float | None = None) -> bool:
@@ -248,7 +261,14 @@ def artifact_builder(config: ServePruneConfig) -> ArtifactBuilder:
 class StopSignals:
     """Notes SIGTERM and SIGINT; a second one ends the process at once."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, second_ends: bool = True) -> None:
+        """Begin to take note.
+
+        Args:
+            second_ends: Not in one of several serving processes: whoever ends a whole group (systemd, by default)
+                signals it as its supervisor does, and it has requests to answer.
+        """
+        self._second_ends = second_ends
         # A plain flag: a handler runs in the very thread that waits, and would wait for ever for the lock of an
         # Event that this thread holds at that moment.
         self.received = False
@@ -256,7 +276,7 @@ class StopSignals:
             signal.signal(number, self._on_signal)
 
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
-        if self.received:
+        if self.received and self._second_ends:
             # Not SystemExit: the interpreter would wait for the threads that are still answering. Builds end with
             # their parent, and the kernel releases the leases.
             os._exit(128 + number)

@@ -8,6 +8,7 @@ import socket
 import sys
 import threading
 import time
+from collections.abc import Iterator
 
 from serveprune.cli.self_test import self_test
 from serveprune.cli.stopping import leave
@@ -24,7 +25,9 @@ from serveprune.supervision.messages import (
     Channel,
     CheckAsked,
     Checked,
+    Listen,
     Listening,
+    Message,
     NotStarted,
     Standing,
 )
@@ -33,7 +36,6 @@ EXIT_NOT_STARTED = 2
 EXIT_ABANDONED = 3
 
 _POLL_SECONDS = 0.1
-_SETTLED_SECONDS = 2.0
 
 
 def main() -> int:
@@ -42,34 +44,48 @@ def main() -> int:
     end_with_parent(parent_pid)
     os.set_inheritable(descriptor, False)
     channel = Channel(socket.socket(fileno=descriptor))
-    begin = next(channel.messages())
+    messages = channel.messages()
+    begin = next(messages)
     if not isinstance(begin, Begin):
         raise TypeError(f"expected to be told what to serve, got {begin.kind}")
     configure_logs(process=begin.process)
     with values_shared(begin.series_folder, process=begin.process):
-        return _serve(begin, channel)
+        return _serve(begin, channel, messages)
 
 
-def _serve(begin: Begin, channel: Channel) -> int:
-    stop_signals = StopSignals()
-    builder = AskingBuilder(channel.send)
+def _serve(begin: Begin, channel: Channel, messages: Iterator[Message]) -> int:
+    stop_signals = StopSignals(second_ends=False)
+    builder, may_listen = AskingBuilder(channel.send), threading.Event()
     server = Server(begin.config, shared_builder=builder)
+    hearing = threading.Thread(
+        target=_hear,
+        args=(server, builder, may_listen, channel, messages),
+        name="supervisor-channel",
+        daemon=True,
+    )
+    hearing.start()
+    server.load()
     try:
-        endpoints = server.start()
+        _serve_until_stopped(server, stop_signals, may_listen, channel)
     except ServePruneError as error:
         channel.send(NotStarted(message=error.message, code=error.code))
-        return EXIT_NOT_STARTED
-    channel.send(Listening(http=endpoints.http, grpc=endpoints.grpc))
-    threading.Thread(target=_listen, args=(server, builder, channel), name="supervisor-channel", daemon=True).start()
-    _report_until_stopped(server, stop_signals, channel)
+        return leave(server, exit_code=EXIT_NOT_STARTED)
     return leave(server, exit_code=0)
 
 
-def _listen(server: Server, builder: AskingBuilder, channel: Channel) -> None:
-    for message in channel.messages():
+def _hear(
+    server: Server,
+    builder: AskingBuilder,
+    may_listen: threading.Event,
+    channel: Channel,
+    messages: Iterator[Message],
+) -> None:
+    for message in messages:
         match message:
             case BuildProgressed() | BuildEnded():
                 builder.take(message)
+            case Listen():
+                may_listen.set()
             case CheckAsked():
                 endpoints = Endpoints(message.http, message.grpc, message.metrics)
                 channel.send(Checked(problems=tuple(self_test(server, endpoints))))
@@ -77,21 +93,27 @@ def _listen(server: Server, builder: AskingBuilder, channel: Channel) -> None:
     os._exit(EXIT_ABANDONED)
 
 
-def _report_until_stopped(server: Server, stop_signals: StopSignals, channel: Channel) -> None:
-    """Tell the supervisor how the tiers stand, whenever that changes."""
+def _serve_until_stopped(
+    server: Server, stop_signals: StopSignals, may_listen: threading.Event, channel: Channel
+) -> None:
+    """Listen when the supervisor says so, and tell it how the tiers stand until they are settled."""
     told: Standing | None = None
-    look_at = 0.0
+    listens = False
     while not stop_signals.received:
-        if time.monotonic() >= look_at:
+        if may_listen.is_set() and not listens:
+            endpoints = server.listen()
+            listens = channel.send(Listening(http=endpoints.http, grpc=endpoints.grpc))
+        # Afterwards only figures change, which nobody asks the supervisor for.
+        if told is None or not told.settled:
+            settled = server.controlplane.wait_settled(0)
             standing = Standing(
                 models=tuple(server.controlplane.tiers(model.name) for model in server.registry.models()),
-                settled=server.controlplane.wait_settled(0),
+                settled=settled,
+                answers=settled or server.dataplane.ready(),
             )
             if standing != told:
                 channel.send(standing)
                 told = standing
-            # Afterwards only figures change.
-            look_at = time.monotonic() + (_SETTLED_SECONDS if standing.settled else 0.0)
         time.sleep(_POLL_SECONDS)
 
 

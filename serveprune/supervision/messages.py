@@ -30,6 +30,12 @@ class Begin(_Message):
     series_folder: Path
 
 
+class Listen(_Message):
+    """Supervisor to process: open your ports."""
+
+    kind: Literal["listen"] = "listen"
+
+
 class Listening(_Message):
     """Process to supervisor: all its ports are open."""
 
@@ -52,6 +58,7 @@ class Standing(_Message):
     kind: Literal["standing"] = "standing"
     models: tuple[dict[str, Any], ...]
     settled: bool
+    answers: bool = Field(description="Every model is ready, or will not become so by itself.")
 
 
 class BuildAsked(_Message):
@@ -94,7 +101,18 @@ class Checked(_Message):
     problems: tuple[str, ...]
 
 
-Message = Begin | Listening | NotStarted | Standing | BuildAsked | BuildProgressed | BuildEnded | CheckAsked | Checked
+Message = (
+    Begin
+    | Listen
+    | Listening
+    | NotStarted
+    | Standing
+    | BuildAsked
+    | BuildProgressed
+    | BuildEnded
+    | CheckAsked
+    | Checked
+)
 _MESSAGE: TypeAdapter[Message] = TypeAdapter(Annotated[Message, Field(discriminator="kind")])
 
 

@@ -5,7 +5,6 @@ import os
 import signal
 import socket
 import subprocess
-import time
 from collections.abc import Sequence
 
 from serveprune.supervision.messages import Channel, Listening, Standing
@@ -21,6 +20,8 @@ class ServingChild:
         name: Which one of the serving processes this is; its successor has the same.
         listening: What it said when its ports were open.
         standing: What it said last of its tiers.
+        may_listen: It was told to open its ports.
+        answers_since: When it could first answer for every model; ``None`` before.
     """
 
     def __init__(self, command: Sequence[str], *, name: str) -> None:
@@ -42,12 +43,20 @@ class ServingChild:
         here.settimeout(_SEND_SECONDS)
         self.channel = Channel(here)
         self.name = name
-        self.started = time.monotonic()
         self.listening: Listening | None = None
         self.standing: Standing | None = None
+        self.may_listen = False
+        self.answers_since: float | None = None
         self.exit_code: int | None = None
         self.cpu_seconds = 0.0
-        self.pidfd = os.pidfd_open(self._process.pid)
+        try:
+            self.pidfd = os.pidfd_open(self._process.pid)
+        except OSError:
+            # Nobody would own it.
+            self._process.kill()
+            self._process.wait()
+            here.close()
+            raise
 
     @property
     def pid(self) -> int:

@@ -32,6 +32,7 @@ from serveprune.supervision.messages import (
     Channel,
     CheckAsked,
     Checked,
+    Listen,
     Listening,
     Message,
     NotStarted,
@@ -106,17 +107,17 @@ class Supervisor:
         self._folder = Path()
 
     def start(self) -> Endpoints:
-        """Start all processes, and return once all of them listen.
+        """Start all processes, and return once one of them listens; the others follow when they can answer.
 
         Raises:
             FailedPrecondition: An address cannot be bound; nothing is left running.
-            Internal: A process ended before it listened.
+            Internal: Processes ended again and again before one listened.
         """
         try:
             endpoints = self._prepare()
             self._thread.start()
             with self._changed:
-                self._changed.wait_for(lambda: self._failure is not None or self._all_listen())
+                self._changed.wait_for(lambda: self._failure is not None or self._listens())
             if self._failure is not None:
                 raise self._failure
         except BaseException:
@@ -165,13 +166,19 @@ class Supervisor:
         """Have each process send real requests to every tier, which any of them may answer; return what was wrong."""
         problems: list[str] = []
         for child in self._children():
-            with self._changed:
-                self._checked = None
-                child.channel.send(CheckAsked(http=endpoints.http, grpc=endpoints.grpc, metrics=endpoints.metrics))
-                self._changed.wait_for(lambda: self._checked is not None or self._failure is not None, _TEST_SECONDS)
-                answer = self._checked
+            answer = self._test_of(child, endpoints)
             problems += [f"process {child.name} did not finish its test"] if answer is None else answer
         return list(dict.fromkeys(problems))
+
+    def _test_of(self, child: ServingChild, endpoints: Endpoints) -> list[str] | None:
+        with self._changed:
+            self._checked = None
+            child.channel.send(CheckAsked(http=endpoints.http, grpc=endpoints.grpc, metrics=endpoints.metrics))
+            self._changed.wait_for(
+                lambda: self._checked is not None or self._failure is not None or child.exit_code is not None,
+                _TEST_SECONDS,
+            )
+            return self._checked
 
     def _prepare(self) -> Endpoints:
         """Take the ports and all else that processes share."""
@@ -206,13 +213,12 @@ class Supervisor:
     def _children(self) -> list[ServingChild]:
         return [place.child for place in self._places if place.child is not None]
 
-    def _all_listen(self) -> bool:
-        children = self._children()
-        return len(children) == len(self._places) and all(child.listening is not None for child in children)
+    def _listens(self) -> bool:
+        return any(child.listening is not None for child in self._children())
 
     def _all_settled(self) -> bool:
-        children = self._children()
-        settled = [child for child in children if child.standing is not None and child.standing.settled]
+        listening = [child for child in self._children() if child.listening is not None]
+        settled = [child for child in listening if child.standing is not None and child.standing.settled]
         return len(settled) == len(self._places)
 
     def _supervise(self) -> None:
@@ -221,6 +227,7 @@ class Supervisor:
                 while not self._stopping.is_set():
                     self._fill_places(selector)
                     self._look(selector)
+                    self._let_listen()
                 for child in self._children():
                     child.send_signal(signal.SIGTERM)
                 while self._children():
@@ -232,11 +239,29 @@ class Supervisor:
             _log.exception("the supervision failed")
             self._fail(Internal("the supervision of the serving processes failed; see the server's log"))
 
+    def _let_listen(self) -> None:
+        """Have one process listen at once, and each other one when all that listen, and it, can answer.
+
+        So what one of them says of readiness holds for every connection, and one that is started again gets none
+        before it can answer.
+        """
+        children = self._children()
+        for child in children:
+            concerned = [child, *(other for other in children if other.may_listen)]
+            alone = concerned == [child]
+            if not child.may_listen and (alone or all(one.answers_since is not None for one in concerned)):
+                child.may_listen = True
+                child.channel.send(Listen())
+
     def _fill_places(self, selector: selectors.BaseSelector) -> None:
         for place in self._places:
             if place.child is not None or time.monotonic() < place.start_at or self._failure is not None:
                 continue
-            child = ServingChild(self._command, name=place.name)
+            try:
+                child = ServingChild(self._command, name=place.name)
+            except OSError as error:  # no memory or descriptors for it now; the others go on
+                self._plan_start(place, lived_seconds=0.0, end=f"cannot be started: {error}")
+                continue
             self._totals.add(child.pid)
             selector.register(child.channel, selectors.EVENT_READ, place)
             selector.register(child.pidfd, selectors.EVENT_READ, place)
@@ -281,10 +306,14 @@ class Supervisor:
                     child.listening = message
                 case Standing():
                     child.standing = message
+                    if message.answers and child.answers_since is None:
+                        child.answers_since = time.monotonic()
                 case Checked():
                     self._checked = list(message.problems)
-                case NotStarted():
+                case NotStarted() if not self._listens():
                     self._failure = self._failure or _as_error(message)
+                case NotStarted():
+                    _log.error("serving process %s could not listen: %s", child.name, message.message)
             self._changed.notify_all()
 
     def _ask_build(self, child: ServingChild, asked: BuildAsked) -> None:
@@ -306,25 +335,27 @@ class Supervisor:
         forget_gauges(self._folder, process=place.name)
         with self._changed:
             place.child = None
+            self._changed.notify_all()
         if self._stopping.is_set() or self._failure is not None:
             return
         assert self._metrics is not None
         self._metrics.counter(series.PROCESS_RESTARTS).inc()
-        lived = time.monotonic() - child.started
-        following = self._policy.after_death(lived_seconds=lived, early_deaths=place.early_deaths)
+        # Not since its start: one that dies of what it loads does so each time, however long loading takes.
+        lived = 0.0 if child.answers_since is None else time.monotonic() - child.answers_since
+        self._plan_start(place, lived_seconds=lived, end=f"(pid {child.pid}) {child.describe_end()}")
+
+    def _plan_start(self, place: _Place, *, lived_seconds: float, end: str) -> None:
+        following = self._policy.after_death(lived_seconds=lived_seconds, early_deaths=place.early_deaths)
         place.early_deaths = following.early_deaths
         if following.delay_seconds is None:
             self._fail(
                 Internal(
-                    f"serving process {place.name} {child.describe_end()}, the last of {following.early_deaths} times "
+                    f"serving process {place.name} {end}, the last of {following.early_deaths} times "
                     "in a row soon after its start; the server ends"
                 )
             )
             return
-        _log.error(
-            "serving process %s (pid %d) %s; started again in %.1f s",
-            place.name, child.pid, child.describe_end(), following.delay_seconds,
-        )  # fmt: skip
+        _log.error("serving process %s %s; started again in %.1f s", place.name, end, following.delay_seconds)
         place.start_at = time.monotonic() + following.delay_seconds
 
     def _fail(self, failure: ServePruneError) -> None:

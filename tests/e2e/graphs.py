@@ -56,6 +56,16 @@ def write_contract_models(folder: Path) -> list[str]:
     return [*map(identity_model, _ELEMENT_TYPES), "add"]
 
 
+def write_large_model(file: Path) -> None:
+    """Write a model of one matrix of 100 MB, which takes a moment to load."""
+    width = 5000
+    weight = np.random.default_rng(0).normal(size=(width, width)).astype(np.float32)
+    values = [helper.make_tensor_value_info(name, TensorProto.FLOAT, ["batch", width]) for name in "xy"]
+    node = helper.make_node("MatMul", ["x", "weight"], ["y"])
+    graph = helper.make_graph([node], "large", values[:1], values[1:], [numpy_helper.from_array(weight, "weight")])
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", _OPSET)], ir_version=_IR_VERSION), file)
+
+
 def slow_inputs(steps: int) -> dict[str, Array]:
     """Return what the slow model takes; a step is some ten microseconds."""
     return {"steps": np.array([steps], dtype=np.int64), "x": np.ones((1, SLOW_WIDTH), dtype=np.float32)}

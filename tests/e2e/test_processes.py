@@ -20,10 +20,9 @@ from contract.grpc.messages import of_arrays
 
 from e2e.conftest import Serve
 from e2e.deployment import write_config
-from e2e.graphs import SLOW_WIDTH, write_contract_models, write_slow_model
+from e2e.graphs import SLOW_WIDTH, slow_inputs, write_contract_models, write_large_model, write_slow_model
 from e2e.server_process import COMMAND, ServerProcess, is_alive, marked_processes, wait_until
 from serveprune.frontends.grpc.pb.open_inference_pb2_grpc import GRPCInferenceServiceStub
-from serveprune.oip.tensor import Array
 
 CONNECTIONS = 24
 """With two processes, one of them gets none of so many once in eight million times."""
@@ -104,10 +103,6 @@ def ask_slow(server: ServerProcess, steps: int) -> httpx.Response:
     ]
     url = f"{server.url}/v2/models/slow/infer"
     return httpx.post(url, json={"inputs": inputs}, trust_env=False, timeout=120)
-
-
-def slow_arrays(steps: int) -> dict[str, Array]:
-    return {"steps": np.array([steps], dtype=np.int64), "x": np.ones((1, SLOW_WIDTH), dtype=np.float32)}
 
 
 @pytest.fixture
@@ -209,7 +204,12 @@ def test_killed_process_is_replaced_and_nothing_is_counted_back(own_pair: Server
         if len(answers) == 40:
             victim.kill()
             killed_at = len(answers)
-        if killed_at is not None and own_pair.metric("serveprune_process_restarts_total") == 1:
+        if (
+            killed_at is not None
+            and own_pair.metric("serveprune_process_restarts_total") == 1
+            # Its successor gets connections, too.
+            and own_pair.metric("serveprune_processes") == 2
+        ):
             break
     wait_both(own_pair)
     after = [ask_add(own_pair).status_code for _ in range(40)]
@@ -225,9 +225,13 @@ def test_killed_process_is_replaced_and_nothing_is_counted_back(own_pair: Server
     assert f"pid {victim.pid}) was killed by SIGKILL" in own_pair.log
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT], ids=lambda number: number.name)
+@pytest.mark.parametrize(
+    ("number", "whole_group"),
+    [(signal.SIGTERM, False), (signal.SIGINT, False), (signal.SIGTERM, True)],
+    ids=["SIGTERM", "SIGINT", "SIGTERM to all, as systemd does"],
+)
 def test_every_request_in_flight_is_answered_when_a_signal_comes(
-    own_pair: ServerProcess, number: signal.Signals
+    own_pair: ServerProcess, number: signal.Signals, whole_group: bool
 ) -> None:
     count = 16
     with ThreadPoolExecutor(count) as threads:
@@ -235,17 +239,19 @@ def test_every_request_in_flight_is_answered_when_a_signal_comes(
         over_grpc: list[Future[bytes]] = []
 
         def call_grpc(steps: int) -> bytes:
-            return bytes(own_pair.stub.ModelInfer(of_arrays("slow", **slow_arrays(steps))).raw_output_contents[0])
+            return bytes(own_pair.stub.ModelInfer(of_arrays("slow", **slow_inputs(steps))).raw_output_contents[0])
 
         for index in range(count):
             if index % 2:
-                over_http.append(threads.submit(ask_slow, own_pair, 50 * STEPS_OF_A_MOMENT))
+                over_http.append(threads.submit(ask_slow, own_pair, 40 * STEPS_OF_A_MOMENT))
             else:
-                over_grpc.append(threads.submit(call_grpc, 10 * STEPS_OF_A_MOMENT))
+                over_grpc.append(threads.submit(call_grpc, 40 * STEPS_OF_A_MOMENT))
         wait_until(
             lambda: own_pair.metric("serveprune_requests_in_flight") >= count - 4, what="most requests are in flight"
         )
         family = marked_processes(own_pair.folder)
+        for process in serving_processes(own_pair) if whole_group else ():
+            process.send_signal(number)
 
         exit_code = own_pair.stop(number)
 
@@ -256,6 +262,30 @@ def test_every_request_in_flight_is_answered_when_a_signal_comes(
     assert not [pid for pid in family if is_alive(pid)]
     assert "Traceback" not in own_pair.log
     assert not (own_pair.folder / "endpoints.json").exists()
+
+
+def test_ready_holds_for_every_connection_while_processes_still_load(serve: Serve, tmp_path: Path) -> None:
+    write_large_model(tmp_path / "large.onnx")
+    config = write_config(
+        tmp_path,
+        store={"path": str(tmp_path / "store")},
+        server={"processes": 2, "executors": 2},
+        models={"large": {"source": {"onnx": "large.onnx"}, "tiers": ["dense"]}},
+    )
+    server = serve(config).wait_open()
+    said: list[int] = []
+
+    def both_listen() -> bool:
+        url = f"{server.url}/v2/health/ready"
+        said.extend(httpx.get(url, trust_env=False, timeout=60).status_code for _ in range(4))
+        return server.metric("serveprune_processes") == 2
+
+    wait_until(both_listen, what="both processes listen")
+    said += [httpx.get(f"{server.url}/v2/models/large/ready", trust_env=False).status_code for _ in range(CONNECTIONS)]
+
+    assert said == sorted(said, reverse=True)
+    assert set(said) <= {503, 200}
+    assert said[-1] == 200
 
 
 def test_second_signal_ends_all_processes_at_once(own_pair: ServerProcess) -> None:

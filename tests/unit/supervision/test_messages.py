@@ -15,6 +15,7 @@ from serveprune.supervision.messages import (
     Channel,
     CheckAsked,
     Checked,
+    Listen,
     Listening,
     Message,
     NotStarted,
@@ -33,7 +34,8 @@ MESSAGES: tuple[Message, ...] = (
     Begin(config=CONFIG, process="0", series_folder=Path("/dev/shm/series")),
     Listening(http=HTTP, grpc=GRPC),
     NotStarted(message="no\nport", code=Code.FAILED_PRECONDITION),
-    Standing(models=({"name": "boots", "tiers": [{"tier": "dense", "progress": None}]},), settled=False),
+    Standing(models=({"name": "boots", "tiers": [{"tier": "dense", "progress": None}]},), settled=False, answers=True),
+    Listen(),
     BuildAsked(
         number=3,
         request=BuildRequest(
