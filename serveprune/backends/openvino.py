@@ -55,8 +55,9 @@ class OpenVinoSession:
         self._compiled: Any = compiled
         self._tensor = package.Tensor
         self._checks = checks
-        # OpenVINO leaves out inputs that nothing depends on.
-        self._input_ports = _positions(compiled.inputs)
+        # OpenVINO leaves out inputs that nothing depends on, and calls one also by the names of values that equal it.
+        ports = _positions(compiled.inputs)
+        self._input_ports = {spec.name: ports[spec.name] for spec in inputs if spec.name in ports}
         self._output_ports = _positions(compiled.outputs)
         self._output_names = [spec.name for spec in outputs]
         self._places = threading.BoundedSemaphore(requests)

@@ -73,7 +73,9 @@ class InputChecks:
             self._expected(example)
         # Wider integers are cut to 32 bits.
         wide = {spec.name: _INT32 for spec in inputs if spec.name in self._ports and spec.datatype in _WIDE}
-        self._limits = wide | self._indices.table_rows
+        rows = self._indices.table_rows
+        # OpenVINO calls an input also by the names of values that equal it.
+        self._limits = wide | {name: rows[name] for name in self._names if name in rows}
 
     def check(self, feeds: Mapping[str, Array]) -> Shapes:
         """Refuse inputs whose shapes do not fit the graph, or that point beyond a table; return its answers' shapes.

@@ -22,7 +22,7 @@ _INDICES_INPUT = {
 
 _SEQUENCES = frozenset({"GRUSequence", "LSTMSequence", "RNNSequence"})
 
-_SAME_VALUES = frozenset({"Convert", "Reshape", "Squeeze", "Unsqueeze", "Transpose"})
+_SAME_VALUES = frozenset({"Convert", "Identity", "Reshape", "Squeeze", "Unsqueeze", "Transpose"})
 
 
 class GraphRefused(InvalidArgument):

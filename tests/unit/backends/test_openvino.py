@@ -233,6 +233,24 @@ def test_inputs_that_nothing_depends_on_may_be_sent(tmp_path: Path) -> None:
     assert session.run({"idle": np.ones(2, np.int64), "x": np.array([3, 4])})[0].tolist() == [-3, -4]
 
 
+@pytest.mark.parametrize(
+    "first",
+    [helper.make_node("Identity", ["x"], ["same"]), helper.make_node("Cast", ["x"], ["same"], to=TensorProto.INT64)],
+    ids=["Identity", "Cast"],
+)
+def test_inputs_are_found_when_a_value_of_the_graph_equals_one(tmp_path: Path, first: onnx.NodeProto) -> None:
+    path = save(
+        tmp_path / "same.onnx", [first, helper.make_node("Neg", ["same"], ["y"])], inputs={"x": ["n"]}, weights={}
+    )
+    assert OpenVinoBackend().load(path).run({"x": np.array([1, 2])})[0].tolist() == [-1, -2]
+    lookup = [first, helper.make_node("Gather", ["table", "same"], ["y"])]
+    path = save(tmp_path / "lookup.onnx", lookup, inputs={"x": ["n"]}, weights={"table": [5, 6, 7]})
+    session = OpenVinoBackend().load(path)
+    assert session.run({"x": np.array([2, 0])})[0].tolist() == [7, 5]
+    with pytest.raises(InvalidArgument, match="x: expected values from -3 to 2"):
+        session.run({"x": np.array([3])})
+
+
 def test_float32_is_computed_in_float32(tmp_path: Path) -> None:
     # bfloat16, the default where the processor has it, keeps 8 bits: it would answer 256.
     weight = np.eye(64, dtype=np.float32)
