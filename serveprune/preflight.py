@@ -1,6 +1,6 @@
 """What of a config can be judged before anything starts, but not from its text alone.
 
-Do the data fit the graph, and can the tiers be built from them?
+Is what runs the models installed, do the data fit the graph, and can the tiers be built from them?
 """
 
 import importlib.util
@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
+from serveprune.backends.selection import OPENVINO
 from serveprune.config.model import DENSE, ModelConfig, OnnxSource
 from serveprune.config.profile import ProfileConfig, QuantizeOptions
 from serveprune.config.root import ServePruneConfig
@@ -19,6 +20,24 @@ from serveprune.preprocessing.protocol import Preprocessor
 
 _PICTURES_DECODED = 32
 """Enough to see whether pictures are what the model takes, without a server's start waiting for thousands."""
+
+
+def check_packages(config: ServePruneConfig) -> list[str]:
+    """Find models whose only backend is not installed.
+
+    With ``auto`` there is another one, which serves them.
+
+    Returns:
+        One line per problem: the model, what was expected, what to do.
+    """
+    if importlib.util.find_spec(OPENVINO) is not None:
+        return []
+    return [
+        f"models.{name}.backend: expected the package {OPENVINO}, which is to run this model, but it is not installed: "
+        'pip install "serveprune[openvino]", or set backend: onnxruntime or auto'
+        for name, model in config.models.items()
+        if model.backend == OPENVINO
+    ]
 
 
 def check_datasets(config: ServePruneConfig) -> list[str]:

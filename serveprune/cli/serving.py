@@ -19,7 +19,7 @@ from serveprune.config.root import ServePruneConfig
 from serveprune.config.server import Address
 from serveprune.errors import ConfigError, ServePruneError
 from serveprune.observability.logs import configure_logs
-from serveprune.preflight import check_datasets
+from serveprune.preflight import check_datasets, check_packages
 from serveprune.routing.tier_selection import QUALIFIER
 from serveprune.server import Endpoints, Server, StopSignals, artifact_builder
 from serveprune.supervision.supervisor import Supervisor
@@ -97,12 +97,12 @@ def run(
         after_settling: Called when every variant has settled; returns problems, which end a check.
 
     Raises:
-        ConfigError: A calibration or evaluation file does not fit its model.
+        ConfigError: A calibration or evaluation file does not fit its model, or a model's backend is not installed.
         FailedPrecondition: An address cannot be bound, or the endpoints file cannot be written.
         Internal: Serving processes end as often as they are started.
     """
     configure_logs()
-    problems = check_datasets(config)
+    problems = [*check_packages(config), *check_datasets(config)]
     if problems:
         raise ConfigError(problems)
     stop_signals = StopSignals()

@@ -12,7 +12,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from unit.compression.graphs import convolutional_graph, embedding_graph, images
 
 from serveprune.config.loading import load_config
-from serveprune.preflight import check_datasets
+from serveprune.preflight import check_datasets, check_packages
 
 HUGGINGFACE = "source: {huggingface: encoder, task: feature-extraction, pooling: mean}"
 
@@ -164,6 +164,24 @@ def test_check_datasets_passes_over_everything_when_the_compressing_half_is_abse
     real = importlib.util.find_spec
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "onnx" else real(name))
     assert check(folder, "source: {onnx: doubling.onnx}\n    calibration: {file: wide.npz}") == []
+
+
+def test_check_packages_reports_the_model_when_its_only_backend_is_absent(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def problems(backend: str) -> list[str]:
+        file = folder / "serveprune.yaml"
+        file.write_text(f"models:\n  m: {{source: {{onnx: doubling.onnx}}, backend: {backend}}}\n")
+        return check_packages(load_config(file))
+
+    assert problems("openvino") == []
+    real = importlib.util.find_spec
+    absent = ("openvino", "onnx")  # an installation that only serves needs what runs the model, too
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name in absent else real(name))
+    (problem,) = problems("openvino")
+    assert problem.startswith("models.m.backend: expected the package openvino")
+    assert 'pip install "serveprune[openvino]"' in problem
+    assert problems("auto") == problems("onnxruntime") == []
 
 
 def test_preflight_imports_no_part_of_the_compressing_half() -> None:

@@ -1,4 +1,5 @@
 import json
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -112,6 +113,15 @@ def test_check_reports_arrays_when_they_do_not_fit_the_graph(config: Path) -> No
     assert result.exit_code == 2
     (line,) = result.stdout.splitlines()
     assert line.startswith(f"models.doubling.calibration: {config.parent}/calibration.npz: array 'x': expected ")
+
+
+def test_check_reports_the_backend_when_its_package_is_absent(config: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    config.write_text(CONFIG.replace("    tiers:", "    backend: openvino\n    tiers:"))
+    monkeypatch.setitem(sys.modules, "openvino", None)
+    result = CliRunner().invoke(config_app, ["check", str(config)])
+    assert result.exit_code == 2
+    (line,) = result.stdout.splitlines()
+    assert line.startswith("models.doubling.backend: expected the package openvino")
 
 
 def test_schema_prints_the_json_schema() -> None:
