@@ -139,14 +139,14 @@ def test_drain_answers_what_is_in_flight_and_refuses_what_is_new(front: RunningF
     while grpc.StatusCode.UNAVAILABLE not in codes and time.monotonic() < deadline:
         try:
             with grpc.insecure_channel(str(front.address)) as channel:
-                GRPCInferenceServiceStub(channel).ServerLive(pb.ServerLiveRequest(), timeout=5)
+                GRPCInferenceServiceStub(channel).ServerLive(pb.ServerLiveRequest(), timeout=3)
         except grpc.RpcError as error:
             refusal: Any = error
             codes.append(refusal.code())
 
     assert codes[-1] is grpc.StatusCode.UNAVAILABLE
-    # gRPC's own answer to a call that comes between the server's last word and the closing of its port.
-    assert set(codes[:-1]) <= {grpc.StatusCode.CANCELLED}
+    # gRPC's own answer, or none, to a call that comes between the server's last word and the closing of its port.
+    assert set(codes[:-1]) <= {grpc.StatusCode.CANCELLED, grpc.StatusCode.DEADLINE_EXCEEDED}
     assert not running.done()
     front.plane.release.set()
     assert running.result().outputs[0].name == "done"
