@@ -15,8 +15,17 @@ from serveprune.oip.messages import (
 class DataPlane(Protocol):
     """Answers inference and metadata. Every method may raise ``ServePruneError`` and none may block."""
 
-    def submit(self, request: InferenceRequest) -> "Future[InferenceResponse]":
-        """Start answering; the future is cancelled when the caller has left."""
+    def submit(self, request: InferenceRequest, *, more: bool = False) -> "Future[InferenceResponse]":
+        """Start answering; the future is cancelled when the caller has left.
+
+        Args:
+            request: As it was decoded.
+            more: Others follow at once, which may share its run; the last one is followed by `proceed`.
+        """
+        ...
+
+    def proceed(self) -> None:
+        """Go on with the requests after which more were to come."""
         ...
 
     def live(self) -> bool:

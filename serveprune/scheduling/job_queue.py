@@ -10,7 +10,7 @@ _Entry = tuple[float, int, Job]
 """When it is due, its number (which decides between equals, and no two are equal), and the job."""
 
 QUICK_SECONDS = 0.0003
-"""Work that is not worth waking another executor for."""
+"""Work that is not worth waking an executor for."""
 
 
 @dataclass(slots=True)
@@ -32,6 +32,17 @@ class _Lane:
     @property
     def head(self) -> _Entry:
         return self.entries[0]
+
+    @property
+    def is_quick(self) -> bool:
+        """Whether its most urgent job takes next to nothing by itself, for certain."""
+        executable = self.executable
+        return (
+            executable.fixed_work
+            and not executable.max_queue_delay_seconds
+            # Where nothing was measured, nothing says that it is quick.
+            and 0.0 < self.head[2].alone_seconds <= QUICK_SECONDS
+        )
 
     def ripe_at(self) -> float:
         """Return when the first batch has had its time to fill: at once if it is full.
@@ -134,11 +145,20 @@ class JobQueue:
             executors: That there are in all.
             waits_for_more: Whether batches are given the time to fill that their deployments ask for.
         """
+        return self._take(now, running_rows, executors, waits_for_more=waits_for_more)
+
+    def take_quick(self, *, now: float) -> Taken:
+        """Remove and return what is to be run next if it is quick, and no more than is; see `take`."""
+        return self._take(now, 0, 1, only_quick=True)
+
+    def _take(
+        self, now: float, running_rows: int, executors: int, *, waits_for_more: bool = True, only_quick: bool = False
+    ) -> Taken:
         expired: list[Job] = []
         hopeless: list[Job] = []
         while self._entries:
             lane, ripe_at = self._choose(now, waits_for_more=waits_for_more)
-            if lane is None:
+            if lane is None or (only_quick and not lane.is_quick):
                 return Taken([], expired, hopeless, 0.0, ripe_at)
             job = lane.head[2]
             if now > job.deadline:
@@ -150,7 +170,9 @@ class JobQueue:
                 for late in self._companions_too_late(lane, now):
                     (expired if now > late.deadline else hopeless).append(late)
                     self.discard(late)
-                batch, seconds = self._take_from(lane, now, running_rows, executors)
+                # Quick batches are not divided.
+                present_rows = 0 if only_quick else self._rows + running_rows
+                batch, seconds = self._take_from(lane, now, present_rows, executors)
                 return Taken(batch, expired, hopeless, seconds, now)
             self.discard(job)
         return Taken([], expired, hopeless, 0.0, float("inf"))
@@ -185,13 +207,13 @@ class JobQueue:
         nearest = islice(lane.entries, 1, BatchLimits(executable.max_batch_size).candidates)
         return [job for _, _, job in nearest if now + job.alone_seconds > job.deadline]
 
-    def _take_from(self, lane: _Lane, now: float, running_rows: int, executors: int) -> tuple[list[Job], float]:
+    def _take_from(self, lane: _Lane, now: float, present_rows: int, executors: int) -> tuple[list[Job], float]:
         executable, latency = lane.executable, lane.executable.latency
         head = lane.head[2]
         batch = [head]
         if executable.batchable and len(lane.entries) > 1:
             rows = rows_for_batch(
-                present_rows=self._rows + running_rows,
+                present_rows=present_rows,
                 # Batches that had time to fill are not divided again.
                 executors=1 if executable.max_queue_delay_seconds else executors,
                 quick_rows=latency.table.quick_rows(head.length, seconds=QUICK_SECONDS),

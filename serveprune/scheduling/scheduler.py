@@ -24,12 +24,8 @@ _OVERRUN = 0.1
 """A batch that takes longer than expected is taken to need this part of its time still."""
 
 
-_AT_ONCE_SECONDS = 0.0001
-"""A batch that takes no longer is computed by whoever submits it, if an executor is free: to hand it over and back
-would take longer than to compute it. Only where the work is fixed, for a front end that computes serves nobody."""
-
-_DENSE_SECONDS = 0.0002
-"""Jobs that follow each other more closely are better computed as batches, by an executor that is awake anyway."""
+_HERE_SECONDS = 0.001
+"""Who submits computes for no longer than this, for a front end that computes serves nobody meanwhile."""
 
 
 class Drop(StrEnum):
@@ -63,12 +59,12 @@ class Scheduler:
     """Runs jobs of all variants on a bounded set of executor threads. Thread-safe.
 
     Work-conserving: a free executor takes at once what waits, as one batch where it fits; nothing waits for a timer
-    unless its deployment asks for it. What is quicker than to wake an executor is computed where it is submitted, in
-    the place of an idle one. Which jobs is decided by `JobQueue`: by deadline, with ageing and priority,
-    each model getting its share. Jobs whose caller is gone are forgotten at once; those whose deadline has passed,
-    or would pass while they are computed, are dropped before compute. A job larger than its variant's batch limit
-    is computed in parts, which others may come between. The jobs of a batch that fails are run one by one, so that
-    each fails or succeeds for itself.
+    unless its deployment asks for it. What is quick is computed where it is submitted, in the place of an idle
+    executor: to hand it over and the answers back takes longer. Which jobs is decided by `JobQueue`: by deadline,
+    with ageing and priority, each model getting its share. Jobs whose caller is gone are forgotten at once; those
+    whose deadline has passed, or would pass while they are computed, are dropped before compute. A job larger than
+    its variant's batch limit is computed in parts, which others may come between. The jobs of a batch that fails are
+    run one by one, so that each fails or succeeds for itself.
     """
 
     def __init__(
@@ -95,8 +91,7 @@ class Scheduler:
         self._share = FairShare(shares)
         self._waiting = JobQueue(self._share)
         self._changed = threading.Condition(threading.Lock())
-        self._idle = self._at_once = 0
-        self._submitted_at = -math.inf
+        self._idle = self._computing_here = 0
         self._waking = False
         self._stopping = False
         self._executors = [_Executor() for _ in range(executors)]
@@ -107,55 +102,57 @@ class Scheduler:
         for thread in self._threads:
             thread.start()
 
-    def submit(self, job: Job) -> None:
-        """Queue a job, or compute it at once if it is quick and nothing else is there.
+    def submit(self, job: Job, *, more: bool = False) -> None:
+        """Queue a job, and compute it here if it is quick and an executor idles.
 
-        Its ``done`` is called from an executor thread, from the one that abandons it, or from this one.
+        Its ``done`` is called from an executor thread, from the one that abandons it, or from one that submits.
+
+        Args:
+            job: See `Job`.
+            more: Others follow at once, which may share its run; the last one is followed by `proceed`.
 
         Raises:
             Unavailable: The scheduler is stopping.
         """
         parts = self._parts(job)
-        now = self._clock()
-        _place(parts, now=now, executors=len(self._executors))
+        _place(parts, now=self._clock(), executors=len(self._executors))
         with self._changed:
             if self._stopping:
                 raise _shutting_down()
             abandoned = job.abandoned
-            at_once = not abandoned and self._may_run_at_once(job, now)
-            self._submitted_at = now
-            if at_once:
-                self._at_once += 1
-            elif not abandoned:
+            if not abandoned:
                 for part in parts:
                     self._waiting.append(part)
-                self._wake(now)
-        if at_once:
-            self._run_at_once(job)
-        elif abandoned:
+        if abandoned:
             for part in parts:
                 _end(part, _caller_left())
+        elif not more:
+            self.proceed()
 
-    def _may_run_at_once(self, job: Job, now: float) -> bool:
-        return (
-            self._idle > self._at_once
-            and not self._waiting
-            and now - self._submitted_at > _DENSE_SECONDS
-            and not job.parts
-            and job.executable.fixed_work
-            and not job.executable.max_queue_delay_seconds
-            # Where nothing was measured, nothing says that it is quick.
-            and 0.0 < job.alone_seconds <= _AT_ONCE_SECONDS
-            and now + job.alone_seconds <= job.deadline
-        )
+    def proceed(self) -> None:
+        """Compute what waits here as far as it is quick and an executor idles; see to it that executors do the rest."""
+        executor, until = _Executor(), self._clock() + _HERE_SECONDS
+        while (taken := self._take_here(executor, until)) is not None:
+            self._drop(taken)
+            if taken.batch:
+                self._run(taken.batch)
+            del taken
 
-    def _run_at_once(self, job: Job) -> None:
-        self._run([job])
+    def _take_here(self, executor: _Executor, until: float) -> Taken | None:
         with self._changed:
-            self._at_once -= 1
-            self._share.charge(job.executable.identity[0], job.alone_seconds)
-            if self._stopping:
-                self._changed.notify_all()
+            if executor.rows:
+                self._computing_here -= 1
+                self._free(executor)
+            now = self._clock()
+            if self._waiting and self._idle > self._computing_here and now < until and not self._stopping:
+                taken = self._waiting.take_quick(now=now)
+                if taken.batch:
+                    self._computing_here += 1
+                    executor.take(taken.batch, seconds=taken.seconds, now=now)
+                if taken.batch or taken.expired or taken.hopeless:
+                    return taken
+            self._wake(now)
+            return None
 
     def abandon(self, job: Job) -> None:
         """Give an answer up: compute is spared as far as it has not begun; ``done`` is told once that is certain."""
@@ -235,7 +232,7 @@ class Scheduler:
         return sum(executor.rows for executor in self._executors)
 
     def _is_running(self) -> bool:
-        return self._at_once > 0 or self._running_rows() > 0
+        return self._computing_here > 0 or self._running_rows() > 0
 
     def _execute(self, executor: _Executor) -> None:
         while (taken := self._take(executor)) is not None:

@@ -44,6 +44,7 @@ class _Call:
         outputs: That are wanted; empty for all.
         size_bytes: Of the inputs, which are freed sooner than the answer is, so that no reference to them is here.
         series: Of the variant that serves; of the tier that is wanted until one is chosen.
+        more: See `DataPlane.submit`.
         route: Once it is chosen.
         finished: Locked when the request has ended, for it ends once.
     """
@@ -59,6 +60,7 @@ class _Call:
     started: float
     deadline: float
     series: VariantSeries
+    more: bool
     preprocessing_seconds: float | None = None
     route: Route | None = None
     answer: "Future[InferenceResponse]" = field(default_factory=Future)
@@ -100,24 +102,33 @@ class DataPlane:
         }
         self._rejected = {code: metrics.counter(series.REJECTED_REQUESTS, code) for code in Code}
 
-    def submit(self, request: InferenceRequest) -> "Future[InferenceResponse]":
+    def submit(self, request: InferenceRequest, *, more: bool = False) -> "Future[InferenceResponse]":
         """Start answering a request; cancel the future when the caller has left.
+
+        Args:
+            request: As a front end decoded it.
+            more: Others follow at once, which may share its run; the last one is followed by `proceed`.
 
         Raises:
             ServePruneError: The request can be refused at once; otherwise the future fails with one.
         """
         try:
-            call = self._admit(request)
+            call = self._admit(request, more=more)
         except ServePruneError as error:
             self.count_rejection(error.code)
             raise
         if needs_preprocessing(request.inputs, call.model.preprocessor):
+            call.more = False
             self._start_preprocessing(call, request.inputs)
         else:
             self._step(call, self._queue, request.inputs)
         return call.answer
 
-    def _admit(self, request: InferenceRequest) -> _Call:
+    def proceed(self) -> None:
+        """Go on with the requests after which more were to come: those that are quick are answered when it returns."""
+        self._scheduler.proceed()
+
+    def _admit(self, request: InferenceRequest, *, more: bool) -> _Call:
         started = self._clock()
         choice, objective, urgency = choose_tier(request), objective_of(request), urgency_of(request)
         model = self._registry.get(choice.model, version=request.version)
@@ -141,6 +152,7 @@ class DataPlane:
             started,
             deadline,
             self._series[model.name, choice.tier or model.default_tier],
+            more,
         )
 
     def _step(self, call: _Call, step: Callable[[_Call, Sequence[Tensor]], None], tensors: Sequence[Tensor]) -> None:
@@ -196,7 +208,7 @@ class DataPlane:
             target=call.started + (math.inf if chosen.target_seconds is None else chosen.target_seconds),
             priority=call.priority,
         )
-        self._scheduler.submit(job)
+        self._scheduler.submit(job, more=call.more)
         if not call.answer.done():
             call.answer.add_done_callback(lambda answer: self._scheduler.abandon(job) if answer.cancelled() else None)
 

@@ -80,7 +80,7 @@ class NumpyPlane:
         self.release.set()
         self._threads.shutdown(wait=True)
 
-    def submit(self, request: InferenceRequest) -> "Future[InferenceResponse]":
+    def submit(self, request: InferenceRequest, *, more: bool = False) -> "Future[InferenceResponse]":
         self.requests.append(request)
         name, tier = self._resolve(request)
         model = self._model(name, version=request.version)
@@ -89,6 +89,9 @@ class NumpyPlane:
         future = self._threads.submit(_compute, model, request, tier)
         self.futures.append(future)
         return future
+
+    def proceed(self) -> None:
+        """Nothing waits for more to come."""
 
     def live(self) -> bool:
         return True

@@ -1,4 +1,4 @@
-"""Inference calls without a thread each: the runtime's own thread takes the message, the data plane's sends the answer.
+"""Inference calls without a thread each: the runtime's own thread takes the messages, whoever has an answer sends it.
 
 A call that has a thread changes threads five times before it is answered, which costs more than most small models do.
 The runtime offers no other way, so this reaches into it, for the few names in `_NAMES`; where a version of it lacks
@@ -27,17 +27,21 @@ from serveprune.errors import (
     ServePruneError,
     Unavailable,
 )
+from serveprune.frontends.grpc import rounds
 from serveprune.frontends.grpc.inference import InferenceService
 from serveprune.frontends.grpc.receiving import ReceivingCalls
-from serveprune.frontends.grpc.runtime import RpcMethodHandler, ServicerContext
+from serveprune.frontends.grpc.runtime import RpcMethodHandler, Server, ServicerContext
 from serveprune.frontends.grpc.status import details_of, trailing_metadata_of
-from serveprune.oip.messages import InferenceResponse
+from serveprune.oip.messages import InferenceRequest, InferenceResponse
 
 _log = logging.getLogger(__name__)
 
 _RETRY_SECONDS = 1.0
 _INLINE_BYTES = 2**16
 """Messages above this size are decoded and encoded in a pool; the runtime's thread serves the others meanwhile."""
+_MOST_TOGETHER = 64
+"""Calls that are submitted before the first of them is computed, however many more there are to read."""
+
 _NAMES = (
     "_Context",
     "_possibly_finish_call",
@@ -49,8 +53,9 @@ _NAMES = (
 
 
 def is_supported() -> bool:
-    """Tell whether the runtime has what this module needs of it."""
-    return all(hasattr(runtime, name) for name in _NAMES) and hasattr(cygrpc, "ReceiveMessageOperation")
+    """Tell whether the runtime has what this module, and `rounds`, need of it."""
+    names = (*_NAMES, *rounds.NAMES)
+    return all(hasattr(runtime, name) for name in names) and hasattr(cygrpc, "ReceiveMessageOperation")
 
 
 class DirectCalls(ThreadPoolExecutor):
@@ -99,6 +104,23 @@ class DirectCalls(ThreadPoolExecutor):
         self._patience_seconds = patience_seconds
         self.pool = pool
         self.reject = on_rejected
+        self._submitted = 0
+
+    def start(self, server: Server) -> None:
+        """Start the server, whose thread submits what comes together before any of it is computed."""
+        rounds.start_in_rounds(server, end_round=self._proceed, is_round_open=lambda: self._submitted > 0)
+
+    def submit_in_round(self, request: InferenceRequest) -> "Future[InferenceResponse]":
+        """Submit a request in the serving thread."""
+        self._submitted += 1
+        answer = self.service_of.submit(request, more=True)
+        if self._submitted >= _MOST_TOGETHER:
+            self._proceed()
+        return answer
+
+    def _proceed(self) -> None:
+        self._submitted = 0
+        self.service_of.proceed()
 
     @property
     def waiting(self) -> int:
@@ -223,28 +245,27 @@ class _Call:
         else:
             self._has_message = True
             if len(message) <= _INLINE_BYTES:
-                self._infer(message)
+                self._infer(message, self._calls.submit_in_round)
             else:
-                self._apart(self._infer, message)
+                self._apart(self._infer, message, self._calls.service_of.submit)
         state = self._state
         with state.condition:
             return runtime._possibly_finish_call(state, runtime._RECEIVE_MESSAGE_TOKEN)
 
-    def _apart(self, work: Callable[[Any], None], subject: Any) -> None:
+    def _apart(self, work: Callable[..., None], *subjects: Any) -> None:
         try:
-            self._calls.pool.submit(work, subject)
+            self._calls.pool.submit(work, *subjects)
         except RuntimeError:  # the pool was shut down
             self._fail(Unavailable("the server is shutting down", retry_after_seconds=_RETRY_SECONDS))
 
-    def _infer(self, message: bytes) -> None:
-        service = self._calls.service_of
+    def _infer(self, message: bytes, submit: "Callable[[InferenceRequest], Future[InferenceResponse]]") -> None:
         try:
             try:
-                request = service.decode(message, self._context)
+                request = self._calls.service_of.decode(message, self._context)
             except ServePruneError as error:
                 self.refuse(error)
                 return
-            future = self._future = service.submit(request)
+            future = self._future = submit(request)
             future.add_done_callback(self._done)
             if not runtime._is_rpc_state_active(self._state):
                 future.cancel()

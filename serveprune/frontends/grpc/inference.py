@@ -53,7 +53,7 @@ class InferenceService:
         self._controlplane = controlplane
         self._timeout_seconds = request_timeout_seconds
         self._on_rejected = on_rejected
-        self.submit = dataplane.submit
+        self.submit, self.proceed = dataplane.submit, dataplane.proceed
 
     def inference_handler(self, methods: UnaryMethods, *, pool: ThreadPoolExecutor) -> RpcMethodHandler:
         """Return the handler of ``ModelInfer``, each call of which occupies a thread until it is answered."""

@@ -100,7 +100,10 @@ class GrpcFrontend:
         add_health(server, self._health, methods=methods, pool=quick)
         add_reflection(server, pool=streaming, streams=self._streams)
         port = self._bind(server)
-        server.start()
+        if isinstance(inference, DirectCalls):
+            inference.start(server)
+        else:
+            server.start()
         self._server = server
         self._upkeep = threading.Thread(target=self._keep_up, args=(inference,), name="grpc-upkeep", daemon=True)
         self._upkeep.start()

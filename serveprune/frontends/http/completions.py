@@ -1,5 +1,6 @@
 import asyncio
 import logging
+import threading
 from collections import deque
 from collections.abc import Callable
 
@@ -7,13 +8,14 @@ _log = logging.getLogger(__name__)
 
 
 class Completions:
-    """Carries what other threads have finished to an event loop: all that is there at once in one wake-up.
+    """Carries what threads have finished to an event loop, whose thread made this: all that is there in one wake-up.
 
     Waking the loop costs a system call and a change of threads, more than most answers of small models cost.
     """
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self._loop = loop
+        self._thread = threading.get_ident()
         self._finished: deque[Callable[[], None]] = deque()
         self._woken = False
 
@@ -23,8 +25,9 @@ class Completions:
         # Appended first: whoever takes the flag down looks at the queue afterwards.
         if not self._woken:
             self._woken = True
+            here = threading.get_ident() == self._thread
             try:
-                self._loop.call_soon_threadsafe(self._drain)
+                (self._loop.call_soon if here else self._loop.call_soon_threadsafe)(self._drain)
             except RuntimeError:
                 # The loop is closed, and with it every connection.
                 self._finished.clear()

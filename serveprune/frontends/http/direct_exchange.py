@@ -5,6 +5,7 @@ from concurrent.futures import CancelledError, Future
 from typing import TYPE_CHECKING
 
 from serveprune.errors import Cancelled, Code, DeadlineExceeded, Internal, ServePruneError
+from serveprune.frontends.http.arrivals import Arrivals
 from serveprune.frontends.http.body import Body
 from serveprune.frontends.http.completions import Completions
 from serveprune.frontends.http.errors import BodyTimeout
@@ -40,6 +41,7 @@ class DirectExchange:
     """
 
     __slots__ = (
+        "_arrivals",
         "_body",
         "_completions",
         "_connection",
@@ -61,6 +63,7 @@ class DirectExchange:
         self,
         connection: "Connection",
         handler: InferenceHandler,
+        arrivals: Arrivals,
         completions: Completions,
         route: HttpRoute,
         headers: RequestHeaders,
@@ -69,6 +72,7 @@ class DirectExchange:
     ) -> None:
         self._connection = connection
         self._handler = handler
+        self._arrivals = arrivals
         self._completions = completions
         self._route = route
         self._headers = headers
@@ -94,8 +98,12 @@ class DirectExchange:
         self._body = bytes(self._body) + piece if self._body else piece
 
     def on_complete(self) -> None:
-        """Start the inference."""
-        if self.response_complete:
+        """Have the inference started, together with others that come at the same time."""
+        if not self.response_complete:
+            self._arrivals.add(self._start)
+
+    def _start(self) -> None:
+        if self.response_complete or self.disconnected:
             return
         body, self._body = self._body, b""
         try:
@@ -107,7 +115,7 @@ class DirectExchange:
             finally:
                 self._handler.budget.give_back(len(body))
             self._started = True
-            future = self._future = self._handler.submit(request)
+            future = self._future = self._handler.submit(request, more=True)
         except ServePruneError as error:
             self._fail(error)
             return

@@ -1,6 +1,7 @@
 from typing import TYPE_CHECKING
 
 from serveprune.errors import ServePruneError
+from serveprune.frontends.http.arrivals import Arrivals
 from serveprune.frontends.http.completions import Completions
 from serveprune.frontends.http.direct_exchange import DirectExchange
 from serveprune.frontends.http.inference import INLINE_BYTES, InferenceHandler
@@ -23,6 +24,7 @@ class DirectInference:
     def __init__(self, handler: InferenceHandler) -> None:
         self._handler = handler
         self._completions: Completions | None = None
+        self._arrivals: Arrivals | None = None
         self._routes: dict[bytes, HttpRoute] = {}
 
     def exchange(self, connection: "Connection") -> DirectExchange | None:
@@ -39,10 +41,13 @@ class DirectInference:
             return None
         if headers.body_bytes is None or headers.body_bytes > INLINE_BYTES or headers.coding != b"identity":
             return None
-        if self._completions is None:
+        if self._completions is None or self._arrivals is None:
             self._completions = Completions(connection.loop)
+            self._arrivals = Arrivals(connection.loop, proceed=self._handler.proceed)
         keep_alive = connection.parser.get_http_version() != "1.0" and connection.parser.should_keep_alive()
-        return DirectExchange(connection, self._handler, self._completions, route, headers, keep_alive=keep_alive)
+        return DirectExchange(
+            connection, self._handler, self._arrivals, self._completions, route, headers, keep_alive=keep_alive
+        )
 
     def _find(self, connection: "Connection") -> HttpRoute | None:
         url = connection.url

@@ -56,7 +56,7 @@ class InferenceHandler:
         self._parsing = BodyBudget(budget.max_bytes)
         self.timeout_seconds = config.request_timeout_seconds
         self.reject = on_rejected
-        self.submit = dataplane.submit
+        self.submit, self.proceed = dataplane.submit, dataplane.proceed
 
     async def answer(self, route: HttpRoute, headers: Headers, receive: Receive) -> Reply:
         """Answer one request.

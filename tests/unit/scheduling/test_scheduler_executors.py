@@ -73,15 +73,66 @@ def test_quick_job_is_computed_where_it_is_submitted_when_an_executor_is_free_an
     assert events.batches == [1, 1]
 
 
-def test_quick_job_is_left_to_an_executor_when_it_follows_another_closely(scheduler: Scheduler, clock: Clock) -> None:
+def test_quick_jobs_share_a_run_where_they_are_submitted_when_more_were_to_come(
+    scheduler: Scheduler, events: Events
+) -> None:
     variant = Where()
     assert eventually(lambda: scheduler._idle == 1)
-    first, second = Asked(variant), Asked(variant)
-    submit(scheduler, first)
-    clock.now += 0.0001
-    submit(scheduler, second)
-    second.outputs()
-    assert variant.threads == [HERE, "executor-0"]
+    asked = [Asked(variant, float(value)) for value in range(5)]
+    for one in asked:
+        scheduler.submit(one.job, more=True)
+    assert not any(one.ends for one in asked)
+
+    scheduler.proceed()
+
+    assert [one.outputs()[0][0, 0] for one in asked] == [0.0, 2.0, 4.0, 6.0, 8.0]
+    assert variant.threads == [HERE]
+    assert events.batches == [5]
+
+
+def test_executor_takes_what_is_not_quick_when_more_were_to_come(scheduler: Scheduler) -> None:
+    quick, slow = Where(), Where(identity=("other", "1", "dense"), latency=measured({(1, 2): 1.0}))
+    assert eventually(lambda: scheduler._idle == 1)
+    asked = [Asked(variant) for variant in (quick, slow, quick)]
+    for one in asked:
+        scheduler.submit(one.job, more=True)
+
+    scheduler.proceed()
+
+    for one in asked:
+        one.outputs()
+    assert slow.threads == ["executor-0"]
+
+
+def test_no_more_is_computed_where_jobs_are_submitted_than_takes_a_moment(scheduler: Scheduler, clock: Clock) -> None:
+    @dataclass(eq=False)
+    class Timed(Where):
+        max_batch_size: int = 1
+
+        def run(self, feeds: Mapping[str, Array], *, outputs: Sequence[str] = ()) -> list[Array]:
+            if threading.current_thread().name == HERE:
+                clock.now += 0.0004
+            return super().run(feeds, outputs=outputs)
+
+    variant = Timed()
+    assert eventually(lambda: scheduler._idle == 1)
+    asked = [Asked(variant) for _ in range(6)]
+    for one in asked:
+        scheduler.submit(one.job, more=True)
+
+    scheduler.proceed()
+
+    for one in asked:
+        one.outputs()
+    assert variant.threads == [HERE] * 3 + ["executor-0"] * 3
+
+
+def test_jobs_after_which_more_were_to_come_are_computed_when_the_scheduler_stops(scheduler: Scheduler) -> None:
+    asked = Asked(Where())
+    scheduler.submit(asked.job, more=True)
+
+    assert scheduler.stop(drain_seconds=PATIENCE_SECONDS)
+    asked.outputs()
 
 
 def test_quick_job_is_left_to_an_executor_when_all_are_busy_or_it_may_wait_for_others(

@@ -6,20 +6,31 @@ import pytest
 from serveprune.frontends.http.completions import Completions
 
 
-def test_all_that_is_finished_at_once_is_told_in_one_wake_up() -> None:
+@pytest.mark.parametrize("waking", ["call_soon", "call_soon_threadsafe"])
+def test_all_that_is_finished_at_once_is_told_in_one_wake_up(waking: str) -> None:
     async def scenario() -> tuple[list[int], int]:
         loop, told, wakes = asyncio.get_running_loop(), list[int](), 0
         completions = Completions(loop)
-        real = loop.call_soon_threadsafe
+        real = getattr(loop, waking)
 
-        def counted(*arguments: object) -> object:
+        def counted(*arguments: object, **options: object) -> object:
             nonlocal wakes
             wakes += 1
-            return real(*arguments)  # type: ignore[arg-type]
+            return real(*arguments, **options)
 
-        loop.call_soon_threadsafe = counted  # type: ignore[method-assign, assignment]
-        for index in range(100):
-            completions.add(lambda index=index: told.append(index))  # type: ignore[misc]
+        def finish() -> None:
+            for index in range(100):
+                completions.add(lambda index=index: told.append(index))  # type: ignore[misc]
+
+        setattr(loop, waking, counted)
+        if waking == "call_soon":
+            finish()
+        else:
+            thread = threading.Thread(target=finish)
+            thread.start()
+            # The loop must not turn meanwhile.
+            thread.join()
+        setattr(loop, waking, real)
         await asyncio.sleep(0.05)
         return told, wakes
 

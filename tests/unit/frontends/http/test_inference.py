@@ -35,7 +35,7 @@ class OneAnswer(NumpyPlane):
         super().__init__()
         self.output = output
 
-    def submit(self, request: InferenceRequest) -> "Future[InferenceResponse]":
+    def submit(self, request: InferenceRequest, *, more: bool = False) -> "Future[InferenceResponse]":
         answer: Future[InferenceResponse] = Future()
         answer.set_result(InferenceResponse(request.model, "1", (self.output,), "dense", "default"))
         return answer
