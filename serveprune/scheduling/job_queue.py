@@ -13,6 +13,17 @@ QUICK_SECONDS = 0.0003
 """Work that is not worth waking an executor for."""
 
 
+def is_quick(job: Job) -> bool:
+    """Tell whether a job, whose place is set, takes next to nothing by itself, for certain."""
+    executable = job.executable
+    return (
+        executable.fixed_work
+        and not executable.max_queue_delay_seconds
+        # Where nothing was measured, nothing says that it is quick.
+        and 0.0 < job.alone_seconds <= QUICK_SECONDS
+    )
+
+
 @dataclass(slots=True)
 class _Lane:
     """The jobs that may share a run, the most urgent first."""
@@ -32,17 +43,6 @@ class _Lane:
     @property
     def head(self) -> _Entry:
         return self.entries[0]
-
-    @property
-    def is_quick(self) -> bool:
-        """Whether its most urgent job takes next to nothing by itself, for certain."""
-        executable = self.executable
-        return (
-            executable.fixed_work
-            and not executable.max_queue_delay_seconds
-            # Where nothing was measured, nothing says that it is quick.
-            and 0.0 < self.head[2].alone_seconds <= QUICK_SECONDS
-        )
 
     def ripe_at(self) -> float:
         """Return when the first batch has had its time to fill: at once if it is full.
@@ -145,20 +145,26 @@ class JobQueue:
             executors: That there are in all.
             waits_for_more: Whether batches are given the time to fill that their deployments ask for.
         """
-        return self._take(now, running_rows, executors, waits_for_more=waits_for_more)
+        return self._take(now, running_rows=running_rows, executors=executors, waits_for_more=waits_for_more)
 
     def take_quick(self, *, now: float) -> Taken:
         """Remove and return what is to be run next if it is quick, and no more than is; see `take`."""
-        return self._take(now, 0, 1, only_quick=True)
+        return self._take(now, only_quick=True)
 
     def _take(
-        self, now: float, running_rows: int, executors: int, *, waits_for_more: bool = True, only_quick: bool = False
+        self,
+        now: float,
+        *,
+        running_rows: int = 0,
+        executors: int = 1,
+        waits_for_more: bool = True,
+        only_quick: bool = False,
     ) -> Taken:
         expired: list[Job] = []
         hopeless: list[Job] = []
         while self._entries:
             lane, ripe_at = self._choose(now, waits_for_more=waits_for_more)
-            if lane is None or (only_quick and not lane.is_quick):
+            if lane is None or (only_quick and not is_quick(lane.head[2])):
                 return Taken([], expired, hopeless, 0.0, ripe_at)
             job = lane.head[2]
             if now > job.deadline:

@@ -3,20 +3,18 @@ import math
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
 from enum import StrEnum
 from types import MappingProxyType
 
 from serveprune.errors import Cancelled, DeadlineExceeded, Internal, ServePruneError, Unavailable
 from serveprune.oip.tensor import Array
 from serveprune.scheduling.backlog import seconds_until_free
-from serveprune.scheduling.collate import collate, slices, split
+from serveprune.scheduling.collate import collate, split
 from serveprune.scheduling.fair_share import FairShare
 from serveprune.scheduling.forecast import Forecast
-from serveprune.scheduling.gathering import Gathering
 from serveprune.scheduling.job import Executable, Job, JobResult
-from serveprune.scheduling.job_queue import QUICK_SECONDS, JobQueue, Taken
-from serveprune.scheduling.urgency import due
+from serveprune.scheduling.job_queue import QUICK_SECONDS, JobQueue, Taken, is_quick
+from serveprune.scheduling.parts import parts_of, place, rows_per_part
 
 _log = logging.getLogger(__name__)
 
@@ -114,8 +112,9 @@ class Scheduler:
         Raises:
             Unavailable: The scheduler is stopping.
         """
-        parts = self._parts(job)
-        _place(parts, now=self._clock(), executors=len(self._executors))
+        parts = parts_of(job, on_failure=lambda: self.abandon(job))
+        now = self._clock()
+        place(parts, now=now, executors=len(self._executors))
         with self._changed:
             if self._stopping:
                 raise _shutting_down()
@@ -123,6 +122,9 @@ class Scheduler:
             if not abandoned:
                 for part in parts:
                     self._waiting.append(part)
+                if more and not is_quick(job):
+                    # While the others are read, an executor can begin.
+                    self._wake(now)
         if abandoned:
             for part in parts:
                 _end(part, _caller_left())
@@ -211,22 +213,6 @@ class Scheduler:
             thread.join(max(0.0, deadline - self._clock()))
         with self._changed:
             return not self._is_running()
-
-    def _parts(self, job: Job) -> Sequence[Job]:
-        """Return what is queued for a job: itself, or its parts if it is larger than a batch may be."""
-        if not job.executable.batchable:
-            return (job,)
-        most = rows_per_part(job.executable, job.length)
-        if job.rows <= most:
-            return (job,)
-        cut = list(slices(job, most))
-        gathering = Gathering(job, parts=len(cut), on_failure=lambda: self.abandon(job))
-        job.parts = tuple(
-            replace(job, feeds=feeds, rows=len(next(iter(feeds.values()))), done=gathering.part(index))
-            for index, feeds in enumerate(cut)
-        )
-        job.feeds = {}
-        return job.parts
 
     def _running_rows(self) -> int:
         return sum(executor.rows for executor in self._executors)
@@ -339,33 +325,6 @@ class Scheduler:
             if len(jobs) == 1:
                 _log.exception("a request failed")
             return [], Internal("internal error; see the server's log")
-
-
-def rows_per_part(executable: Executable, length: int) -> int:
-    """Return the rows of one request that are computed at once, at the most."""
-    if executable.max_batch_elements is None:
-        return executable.max_batch_size
-    return max(1, min(executable.max_batch_size, executable.max_batch_elements // max(length, 1)))
-
-
-def _place(parts: Sequence[Job], *, now: float, executors: int) -> None:
-    """Set the places in the order of a job, or of its parts, and what they take.
-
-    A part counts as if it came when those before it are done, so that a large job is not ahead of all that comes
-    after it. And what it takes is what is left of the whole: to compute a part of an answer that will be late is in
-    vain.
-    """
-    for part in parts:
-        part.enqueued = now
-        part.alone_seconds, part.cost_seconds = part.executable.latency.costs(part.rows, part.length)
-        part.due = due(enqueued=now, target=part.target, priority=part.priority)
-    if len(parts) == 1:
-        return
-    each = [part.alone_seconds for part in parts]
-    for index, part in enumerate(parts):
-        begins = sum(each[:index]) / executors
-        part.due = due(enqueued=now + begins, target=part.target, priority=part.priority)
-        part.alone_seconds = max(each[index], sum(each[index:]) / executors)
 
 
 def _end(job: Job, result: JobResult | ServePruneError) -> None:

@@ -65,6 +65,8 @@ class NumpyPlane:
         entered: Set when the model ``slow`` has begun.
         release: Lets the model ``slow`` end.
         is_ready: What ``ready`` answers.
+        may_submit: Cleared to hold up whoever submits.
+        rounds: How many requests came before each `proceed`.
     """
 
     def __init__(self) -> None:
@@ -73,6 +75,10 @@ class NumpyPlane:
         self.entered = threading.Event()
         self.release = threading.Event()
         self.is_ready = True
+        self.may_submit = threading.Event()
+        self.may_submit.set()
+        self.rounds: list[int] = []
+        self._together = 0
         self._threads = ThreadPoolExecutor(4, thread_name_prefix="numpy-plane")
         self._models = self._build_models()
 
@@ -82,6 +88,8 @@ class NumpyPlane:
 
     def submit(self, request: InferenceRequest, *, more: bool = False) -> "Future[InferenceResponse]":
         self.requests.append(request)
+        assert self.may_submit.wait(20)
+        self._together += more
         name, tier = self._resolve(request)
         model = self._model(name, version=request.version)
         if tier not in model.tiers:
@@ -91,7 +99,8 @@ class NumpyPlane:
         return future
 
     def proceed(self) -> None:
-        """Nothing waits for more to come."""
+        self.rounds.append(self._together)
+        self._together = 0
 
     def live(self) -> bool:
         return True

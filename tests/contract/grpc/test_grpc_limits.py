@@ -192,3 +192,16 @@ def test_calls_are_served_by_threads_when_the_runtime_offers_no_other_way(
     with pytest.raises(grpc.RpcError) as refusal:
         front.stub.ModelInfer(pb.ModelInferRequest(model_name="nobody"))
     assert status(refusal.value)[0] is grpc.StatusCode.NOT_FOUND
+
+
+def test_calls_that_come_together_are_submitted_before_any_is_computed(front: RunningFrontend) -> None:
+    front.plane.may_submit.clear()
+    answers = [front.stub.ModelInfer.future(of_arrays("identity_fp32", x=ONE))]
+    assert eventually(lambda: bool(front.plane.requests))
+    answers += [front.stub.ModelInfer.future(of_arrays("identity_fp32", x=ONE)) for _ in range(20)]
+    time.sleep(0.5)  # for them to arrive
+    front.plane.may_submit.set()
+
+    assert [floats(answer.result(20)) for answer in answers] == [[1.0]] * 21
+    assert eventually(lambda: sum(front.plane.rounds) == 21)
+    assert len(front.plane.rounds) <= 4, front.plane.rounds

@@ -1,5 +1,6 @@
 """Clients that lie, dawdle, leave, or speak something else."""
 
+import contextlib
 import gzip
 import re
 import threading
@@ -98,6 +99,25 @@ def test_requests_sent_at_once_are_answered_in_order(served: Served) -> None:
         received = b"".join(iter(lambda: connection.recv(65536), b""))
 
     assert re.findall(rb"HTTP/1\.1 (\d+)", received) == [b"200", b"200", b"404"]
+
+
+def test_requests_that_come_together_are_submitted_before_any_is_computed() -> None:
+    with serve() as served, contextlib.ExitStack() as opened:
+        connections = [opened.enter_context(served.connect()) for _ in range(21)]
+        for connection in connections:
+            connection.sendall(post(INFER, BODY))
+            assert read_answer(connection).status == 200
+        served.plane.rounds.clear()
+        served.plane.may_submit.clear()
+        connections[0].sendall(post(INFER, BODY))
+        wait_until(lambda: len(served.plane.requests) == 22)
+        for connection in connections[1:]:
+            connection.sendall(post(INFER, BODY))
+        served.plane.may_submit.set()
+
+        assert [read_answer(connection).status for connection in connections] == [200] * 21
+        assert sum(served.plane.rounds) == 21
+        assert len(served.plane.rounds) <= 4, served.plane.rounds
 
 
 @pytest.mark.parametrize("split", [1, 40, 120, 160])

@@ -90,7 +90,16 @@ def test_quick_jobs_share_a_run_where_they_are_submitted_when_more_were_to_come(
     assert events.batches == [5]
 
 
-def test_executor_takes_what_is_not_quick_when_more_were_to_come(scheduler: Scheduler) -> None:
+def test_executor_begins_with_what_is_not_quick_while_more_come(scheduler: Scheduler) -> None:
+    for variant in (Where(latency=measured({(1, 2): 1.0})), Where(fixed_work=False)):
+        assert eventually(lambda: scheduler._idle == 1)
+        asked = Asked(variant)
+        scheduler.submit(asked.job, more=True)
+        asked.outputs()
+        assert variant.threads == ["executor-0"]
+
+
+def test_executor_gets_what_is_not_quick_when_quick_ones_came_with_it(scheduler: Scheduler) -> None:
     quick, slow = Where(), Where(identity=("other", "1", "dense"), latency=measured({(1, 2): 1.0}))
     assert eventually(lambda: scheduler._idle == 1)
     asked = [Asked(variant) for variant in (quick, slow, quick)]
