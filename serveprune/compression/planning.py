@@ -179,7 +179,10 @@ class _Planning:
             PlannedBlock(
                 name=name, removed=name in plan.removed_blocks, error=pruning.block_errors[name], groups=inside
             )
-            for name, inside in sorted(pruning.blocks.items(), key=lambda item: min(map(order.index, item[1])))
+            for name, inside in sorted(
+                ((block, pruning.scope.groups_inside(block)) for block in pruning.scope.blocks),
+                key=lambda item: min(map(order.index, item[1])),
+            )
         )
         lost = [group.error for group in groups if group.after] + [block.error for block in blocks if block.removed]
         profile = self.request.profile
@@ -222,7 +225,7 @@ def _described(step: PassConfig) -> str:
 def _left_whole(pruning: Pruning) -> tuple[WholeGroup, ...]:
     found = []
     for group in pruning.graph.groups:
-        reason = pruning.why_left_out(group)
+        reason = pruning.scope.why_left_out(group)
         if reason is not None:
             coupled = _coupled(group)
             found.append(

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from e2e.deployment import copy_store, write_everything
+from e2e.process_pair import wait_both, write_models
 from e2e.server_process import COMMAND, ServerProcess, marked_environment
 
 Serve = Callable[..., ServerProcess]
@@ -84,3 +85,17 @@ def clients_python() -> Path:
     if not CLIENTS_PYTHON.exists():
         pytest.fail(f"{CLIENTS_PYTHON} is missing; `make test` installs it")
     return CLIENTS_PYTHON
+
+
+@pytest.fixture(scope="module")
+def pair(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerProcess]:
+    """Two processes that imported both models themselves, for the tests that leave them as they found them."""
+    with ServerProcess(write_models(tmp_path_factory.mktemp("pair"))) as running:
+        yield wait_both(running.wait_open())
+
+
+@pytest.fixture
+def own_pair(serve: Serve, pair: ServerProcess, tmp_path: Path) -> ServerProcess:
+    """Two processes of the test's own, from the same store."""
+    config = write_models(tmp_path, store=pair.folder / "store", server={"drain_seconds": 60})
+    return wait_both(serve(config).wait_open())

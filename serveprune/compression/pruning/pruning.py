@@ -1,10 +1,8 @@
 """One model on its way to a target: study, plan, surgery, repair, and the checks between."""
 
-from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
 from dataclasses import replace
-from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any, Literal
 
@@ -17,9 +15,7 @@ from serveprune.artifacts.environment import environment
 from serveprune.artifacts.manifest import LatencyRecord
 from serveprune.backends.onnx_runtime import OnnxRuntimeBackend
 from serveprune.compression.kept_channels import write_kept_channels
-from serveprune.compression.plan_report import without_node
 from serveprune.compression.pruning.allocation import Unreachable
-from serveprune.compression.pruning.consumers import consumers_of
 from serveprune.compression.pruning.cost import CostModel, Widths
 from serveprune.compression.pruning.coupled_allocation import (
     Candidates,
@@ -45,10 +41,11 @@ from serveprune.compression.pruning.preparation import prepare
 from serveprune.compression.pruning.remaining_channels import remaining_channels
 from serveprune.compression.pruning.repair import reestimate_batch_norms, refit
 from serveprune.compression.pruning.repair_stages import kept_outputs, repair_stages
+from serveprune.compression.pruning.scope import PruningScope
 from serveprune.compression.pruning.stopwatch import Stopwatch
 from serveprune.compression.pruning.study import GroupStudy, Study, StudyCache, study_model
 from serveprune.compression.pruning.surgery import remove_blocks, remove_units
-from serveprune.compression.pruning.target import allocate_target, candidate_widths, distance, misses
+from serveprune.compression.pruning.target import allocate_target, distance, misses
 from serveprune.compression.pruning.workload import workload_feeds
 from serveprune.config.pruning import PruneOptions
 from serveprune.errors import InvalidArgument
@@ -57,7 +54,6 @@ from serveprune.evaluation.latency import latency_clock, measure_latency
 from serveprune.evaluation.rows_per_run import rows_per_run
 from serveprune.evaluation.task import Task
 from serveprune.graph.footprint import graph_record
-from serveprune.graph.node import key
 from serveprune.graph.onnx_file import write_graph
 from serveprune.oip.tensor import Array
 
@@ -68,14 +64,14 @@ _TIMING_ROUNDS = 25
 _TIMING_SECONDS = 12.0
 
 _COUNTED = {"parameters_ratio": "parameters", "bytes_ratio": "bytes"}
-_MOST_REASONS = 4
-
-_KINDS = {"auto": ("channels", "neurons", "heads"), "blocks": ("channels", "neurons", "heads")}
-_WITH_BLOCKS = ("auto", "blocks")
 
 
 class Pruning:
-    """Prunes one graph; `plan` changes nothing, `carry_out` writes the result."""
+    """Prunes one graph; `plan` changes nothing, `carry_out` writes the result.
+
+    Attributes:
+        scope: What of ``graph`` may go.
+    """
 
     def __init__(
         self,
@@ -124,11 +120,7 @@ class Pruning:
         attention: Literal["heads", "head_dims"] = "head_dims" if options.structure == "head_dims" else "heads"
         observation = observe_sizes(self._dense, workspace=workspace, sample=samples.samples[0])
         self._graph = DependencyGraph(self._dense, observation, attention=attention)
-        self._indices = tuple(index for index, group in enumerate(self._graph.groups) if self._may_shrink(group))
-        if not self._indices:
-            raise InvalidArgument(f"prune: nothing in this graph can be removed; kept whole: {self._kept_whole()}")
-        self._require_matches()
-        self._blocks = self._removable_blocks()
+        self.scope = PruningScope(self._graph, options, model=self._dense)
         self._feeds = workload_feeds(samples, options.workload)
 
     @property
@@ -142,11 +134,6 @@ class Pruning:
         return self._prepared
 
     @property
-    def shrinkable(self) -> tuple[int, ...]:
-        """Indices of the groups of ``graph`` that may lose units."""
-        return self._indices
-
-    @property
     def feeds(self) -> Mapping[str, Array]:
         """The batch whose latency is meant."""
         return self._feeds
@@ -155,13 +142,6 @@ class Pruning:
         """Return what each shrinkable group can lose, in their order; from the cache if it is there."""
         self._study = self._studied()
         return self._study
-
-    @property
-    def blocks(self) -> Mapping[str, tuple[str, ...]]:
-        """Residual blocks that may go as a whole, with the names of the groups inside."""
-        return {
-            name: tuple(self._graph.groups[index].name for index in inside) for name, inside in self._blocks.items()
-        }
 
     @property
     def block_errors(self) -> Mapping[str, float]:
@@ -183,31 +163,6 @@ class Pruning:
     def batch_size(self) -> int:
         """Rows of the batch whose latency is meant."""
         return max(len(array) for array in self._feeds.values() if array.ndim)
-
-    def why_left_out(self, group: PruningGroup) -> str | None:
-        """Return why a group of the graph stays whole whatever the target; ``None`` if it may shrink."""
-        structure = self._options.structure
-        if group.kind not in _KINDS.get(structure, (structure,)):
-            return f"structure: {structure} leaves {group.kind} whole"
-        names = [piece.name for piece in group.slices]
-        names += [contraction.node.name or "" for contraction in group.contractions]
-        for pattern in self._options.ignore:
-            if any(fnmatchcase(name, pattern) for name in names):
-                return f"ignore: {pattern}"
-        if not consumers_of(group):
-            return "no layer with weights of its own reads it, so nothing could make up for the loss"
-        return None
-
-    def _require_matches(self) -> None:
-        """Refuse a pattern to ignore that matches nothing: it was meant to protect something."""
-        names = {node.name or "" for node in self._dense.graph} | set(self._dense.graph.initializers)
-        for pattern in self._options.ignore:
-            if not any(fnmatchcase(name, pattern) for name in names):
-                weights = ", ".join(sorted({group.name for group in self._graph.groups}))
-                raise InvalidArgument(
-                    f"prune: the ignore pattern {pattern!r} matches no weight and no node of the graph; weights that "
-                    f"can shrink are: {weights[:500]}"
-                )
 
     def plan(self, *, progress: Callable[[float], None] = lambda fraction: None) -> Plan:
         """Choose how many units each group keeps.
@@ -311,7 +266,7 @@ class Pruning:
             )
 
     def _studied(self) -> Study:
-        groups = [self._graph.groups[index] for index in self._indices]
+        groups = [self._graph.groups[index] for index in self.scope.indices]
         cache = StudyCache(
             self._cache,
             recipe={
@@ -321,7 +276,7 @@ class Pruning:
                 "structure": self._options.structure,
                 "groups": [group.name for group in groups],
                 "seed": self._seed,
-                "blocks": sorted(self._blocks),
+                "blocks": sorted(self.scope.blocks),
                 "samples": [digest.hex() for digest in self._samples.digests()],
                 "environment": environment(),
             }
@@ -334,7 +289,7 @@ class Pruning:
                 self._dense,
                 self._graph,
                 groups,
-                list(self._blocks),
+                list(self.scope.blocks),
                 self._importance(groups),
                 samples=self._samples,
                 workspace=self._workspace,
@@ -387,7 +342,7 @@ class Pruning:
                 OnnxRuntimeBackend(), threads=self._serving_threads, workspace=self._workspace, cache=self._cache
             )
             return measure_latency_table(
-                self._dense, self._graph, self._candidate_widths(), feeds=self._feeds, stopwatch=stopwatch
+                self._dense, self._graph, self.scope.candidate_widths(), feeds=self._feeds, stopwatch=stopwatch
             )
         footprint = {"flops_ratio": "flops", "parameters_ratio": "parameters", "bytes_ratio": "bytes"}.get(
             kind, "flops"
@@ -399,53 +354,30 @@ class Pruning:
         try:
             return allocate_target(self._movables(), target=self._options.target, cost=cost)
         except InvalidArgument as error:
-            kept = f"; kept whole: {self._kept_whole()}" if isinstance(error, Unreachable) else ""
+            kept = f"; kept whole: {self.scope.kept_whole()}" if isinstance(error, Unreachable) else ""
             raise InvalidArgument(f"prune: {error.message}{kept}") from error
 
     def _movables(self) -> list[Movable]:
         """Return the choices of the search: a width for every group, and whether each block stays."""
-        widths = self._candidate_widths()
+        widths = self.scope.candidate_widths()
         choices: dict[int, Candidates] = {}
-        for index in self._indices:
+        for index in self.scope.indices:
             group, study = self._graph.groups[index], self._study_of(index)
             errors = study.answer_errors[[group.width - width for width in widths[index]]]
             choices[index] = Candidates(index, np.array(widths[index]), errors)
         movables: list[Movable] = []
-        for name, inside in self._blocks.items():
+        for name, inside in self.scope.blocks.items():
             parts = tuple(choices.pop(index) for index in inside)
             movables.append(RemovableBlock(name, parts, self._study.block_errors[name]))
         return [*movables, *choices.values()]
 
-    def _removable_blocks(self) -> dict[str, tuple[int, ...]]:
-        """Return the blocks that may go, with the groups inside each; a group is inside the smallest one only."""
-        if self._options.structure not in _WITH_BLOCKS:
-            return {}
-        found: dict[str, tuple[int, ...]] = {}
-        taken: set[int] = set()
-        for block in sorted(self._graph.blocks, key=lambda block: len(block.nodes)):
-            nodes = set(block.nodes)
-            inside = tuple(
-                index
-                for index in self._indices
-                if index not in taken
-                and all(key(contraction.node) in nodes for contraction in self._graph.groups[index].contractions)
-            )
-            # What holds no group costs what no table knows, and a block around another is left to that one.
-            if inside and not nodes & {name for other in found for name in self._nodes_of(other)}:
-                found[block.name] = inside
-                taken.update(inside)
-        return found
-
-    def _nodes_of(self, name: str) -> tuple[str, ...]:
-        return next(block.nodes for block in self._graph.blocks if block.name == name)
-
     def _study_of(self, index: int) -> GroupStudy:
-        return self._study.groups[self._indices.index(index)]
+        return self._study.groups[self.scope.indices.index(index)]
 
     def _plan(self, allocation: WidthAllocation, cost: CostModel) -> Plan:
         plans = []
         dense_cost = cost.total(cost.dense)
-        for index in self._indices:
+        for index in self.scope.indices:
             group, study = self._graph.groups[index], self._study_of(index)
             after = int(allocation.widths[index])
             going = study.order.units[: group.width - after]
@@ -481,7 +413,7 @@ class Pruning:
 
     def _widths(self, plan: Plan) -> Widths:
         widths = self._cost.dense.copy()
-        for index, group in zip(self._indices, plan.groups, strict=True):
+        for index, group in zip(self.scope.indices, plan.groups, strict=True):
             widths[index] = group.after
         return widths
 
@@ -502,21 +434,3 @@ class Pruning:
                 budget_seconds=_TIMING_SECONDS,
                 clock=latency_clock(self._serving_threads),
             )
-
-    def _candidate_widths(self) -> list[tuple[int, ...]]:
-        narrows = self._options.structure != "blocks"
-        return [
-            candidate_widths(group, round_to=self._options.round_to)
-            if narrows and index in self._indices
-            else (group.width,)
-            for index, group in enumerate(self._graph.groups)
-        ]
-
-    def _may_shrink(self, group: PruningGroup) -> bool:
-        return self.why_left_out(group) is None
-
-    def _kept_whole(self) -> str:
-        left_out = Counter(filter(None, map(self.why_left_out, self._graph.groups)))
-        pinned = Counter(without_node(axis.reason) for axis in self._graph.pinned)
-        reasons = [*left_out.most_common(_MOST_REASONS), *pinned.most_common(_MOST_REASONS)]
-        return "; ".join(f"{reason} ({count})" for reason, count in reasons) or "everything"

@@ -66,7 +66,7 @@ class GroupChanges:
             for name, value in self._model.graph.initializers.items()
             if value.const_value is not None
         }
-        groups = [pruning.graph.groups[index] for index in pruning.shrinkable]
+        groups = [pruning.graph.groups[index] for index in pruning.scope.indices]
         self._moments = collect_moments(
             [consumer.map for group in groups for consumer in consumers_of(group)],
             model=self._model,
@@ -84,7 +84,7 @@ class GroupChanges:
         self._touched = {
             group.name: _joined([piece for piece in pieces if index in piece.groups])
             for index, group in enumerate(pruning.graph.groups)
-            if index in pruning.shrinkable
+            if index in pruning.scope.indices
         }
         read = [value.name or "" for piece in self._touched.values() for value in piece.inputs]
         self._values = captured(pruning.prepared, read, feeds=pruning.feeds, workspace=workspace)

@@ -160,7 +160,7 @@ class Measurement:
             raise InvalidArgument(f"{error.message} (--profile int8 looks at int8 alone)") from error
         changes = GroupChanges(pruning, self._prune, samples=self._calibration, workspace=folder, threads=self._threads)
         self._warnings += pruning.warnings
-        whole = [(group, pruning.why_left_out(group)) for group in pruning.graph.groups]
+        whole = [(group, pruning.scope.why_left_out(group)) for group in pruning.graph.groups]
         self._left_out += [f"{_label(group)}: {reason}" for group, reason in whole if reason is not None]
         narrowed = {narrowing.group.name for narrowing in changes.narrowings}
         self._left_out += [
