@@ -1,11 +1,10 @@
 """What the front end needs of the serving core; ``serving.DataPlane`` and ``serving.ControlPlane`` have it."""
 
-from concurrent.futures import Future
 from typing import Any, Protocol
 
+from serveprune.oip.answer import Answer
 from serveprune.oip.messages import (
     InferenceRequest,
-    InferenceResponse,
     ModelMetadata,
     RepositoryEntry,
     ServerMetadata,
@@ -15,8 +14,8 @@ from serveprune.oip.messages import (
 class DataPlane(Protocol):
     """Answers inference and metadata. Every method may raise ``ServePruneError`` and none may block."""
 
-    def submit(self, request: InferenceRequest, *, more: bool = False) -> "Future[InferenceResponse]":
-        """Start answering; the future is cancelled when the caller has left.
+    def submit(self, request: InferenceRequest, *, more: bool = False) -> Answer:
+        """Start answering; it is cancelled when the caller has left.
 
         Args:
             request: As it was decoded.

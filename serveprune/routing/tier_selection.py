@@ -9,6 +9,7 @@ from serveprune.oip.messages import InferenceRequest, Parameter
 TIER_PARAMETER = "tier"
 STRICT_PARAMETER = "strict_tier"
 QUALIFIER = "@"
+_IN_HEADER = "the header x-compression-tier"
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,10 +45,15 @@ def choose_tier(request: InferenceRequest) -> TierChoice:
     Raises:
         InvalidArgument: Two of them disagree, or one is empty or has the wrong type.
     """
+    if not request.parameters and QUALIFIER not in request.model:
+        # Nearly all requests.
+        if request.tier is not None:
+            _check_not_empty(request.tier, _IN_HEADER)
+        return TierChoice(request.model, request.tier, strict=False)
     model, qualified = split_name(request.model)
     asked = {
         "the model name": qualified,
-        "the header x-compression-tier": request.tier,
+        _IN_HEADER: request.tier,
         "the parameter tier": _tier_parameter(request.parameters),
     }
     named = {place: tier for place, tier in asked.items() if tier is not None}

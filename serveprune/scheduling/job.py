@@ -71,7 +71,7 @@ class Executable(Protocol):
         ...
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class JobResult:
     """Outputs of one job, and the times it took in seconds."""
 

@@ -1,3 +1,4 @@
+import math
 from bisect import bisect_left, insort
 from dataclasses import dataclass, field
 from itertools import islice
@@ -151,6 +152,33 @@ class JobQueue:
         """Remove and return what is to be run next if it is quick, and no more than is; see `take`."""
         return self._take(now, only_quick=True)
 
+    def take_directly(self, jobs: list[Job], *, now: float) -> Taken | None:
+        """Return what `take_quick` would return if these were appended to the queue, which is empty.
+
+        Returns:
+            All of them as one batch; ``None`` if they would be anything else.
+        """
+        head, rows, target = jobs[0], 0, math.inf
+        executable, latency = head.executable, head.executable.latency
+        for job in jobs:
+            if job.executable is not executable or job.length != head.length or job.signature != head.signature:
+                return None
+            if now + job.alone_seconds > job.deadline:
+                return None
+            rows += job.rows
+            target = min(target, job.target)
+        if len(jobs) > 1:
+            elements = executable.max_batch_elements
+            if not executable.batchable or rows > self._most_rows(head) or (elements and rows * head.length > elements):
+                return None
+        seconds = latency.expected_seconds(rows, head.length)
+        if now + seconds > target:
+            return None
+        model = executable.identity[0]
+        self._share.enter(model, others=())
+        self._share.charge(model, seconds)
+        return Taken(jobs, [], [], seconds, now)
+
     def _take(
         self,
         now: float,
@@ -213,19 +241,25 @@ class JobQueue:
         nearest = islice(lane.entries, 1, BatchLimits(executable.max_batch_size).candidates)
         return [job for _, _, job in nearest if now + job.alone_seconds > job.deadline]
 
+    def _most_rows(self, head: Job, *, present_rows: int = 0, executors: int = 1) -> int:
+        """Return how many rows the batch of the most urgent job should have at the most."""
+        latency = head.executable.latency
+        return rows_for_batch(
+            present_rows=present_rows,
+            executors=executors,
+            quick_rows=latency.table.quick_rows(head.length, seconds=QUICK_SECONDS),
+            worthwhile_rows=latency.worthwhile_rows(head.length),
+            max_rows=head.executable.max_batch_size,
+        )
+
     def _take_from(self, lane: _Lane, now: float, present_rows: int, executors: int) -> tuple[list[Job], float]:
         executable, latency = lane.executable, lane.executable.latency
         head = lane.head[2]
         batch = [head]
         if executable.batchable and len(lane.entries) > 1:
-            rows = rows_for_batch(
-                present_rows=present_rows,
-                # Batches that had time to fill are not divided again.
-                executors=1 if executable.max_queue_delay_seconds else executors,
-                quick_rows=latency.table.quick_rows(head.length, seconds=QUICK_SECONDS),
-                worthwhile_rows=latency.worthwhile_rows(head.length),
-                max_rows=executable.max_batch_size,
-            )
+            # Batches that had time to fill are not divided again.
+            executors = 1 if executable.max_queue_delay_seconds else executors
+            rows = self._most_rows(head, present_rows=present_rows, executors=executors)
             limits = BatchLimits(rows, executable.max_batch_elements)
             waiting = [job for _, _, job in lane.entries[: limits.candidates]]
             batch = select_batch(waiting, limits=limits, seconds=latency.estimate(), now=now)

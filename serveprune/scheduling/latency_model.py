@@ -12,6 +12,9 @@ _FORGETTING_SECONDS = 10.0
 """After so long without an observation, half of what was learned since the table was measured is forgotten: a tier
 that nobody is sent to because it was slow once would otherwise never be tried again."""
 
+_CORRECTION_SECONDS = 0.01
+"""As long as that the correction is not computed anew: it is asked for several times per request."""
+
 _MOST_CORRECTION = 8.0
 _UNOBSERVED_SPREAD = 0.1
 
@@ -30,6 +33,7 @@ class LatencyModel:
         self._log_factor = 0.0
         self._spread = _UNOBSERVED_SPREAD
         self._observed_at: float | None = None
+        self._correction = -math.inf, 1.0
 
     @property
     def table(self) -> LatencyTable:
@@ -39,7 +43,12 @@ class LatencyModel:
     @property
     def correction(self) -> float:
         """Observed seconds divided by measured ones, as of now; 1 where nothing was observed lately."""
-        return math.exp(self._log_factor * self._memory())
+        now = self._clock()
+        computed_at, correction = self._correction
+        if not 0.0 <= now - computed_at < _CORRECTION_SECONDS:
+            correction = math.exp(self._log_factor * self._memory())
+            self._correction = now, correction
+        return correction
 
     def expected_seconds(self, rows: int, length: int) -> float:
         """Return what a batch will take, more or less."""
@@ -82,6 +91,7 @@ class LatencyModel:
             self._spread = spread + _WEIGHT * (abs(surprise) - spread)
             self._log_factor = current + _WEIGHT * surprise
             self._observed_at = self._clock()
+            self._correction = -math.inf, 1.0
 
     def _memory(self) -> float:
         """Return how much of the correction still counts, from 1 down to 0."""

@@ -53,6 +53,13 @@ class _Executor:
         return bool(self.rows) and 0.0 < self.seconds < QUICK_SECONDS and abs(self.free_at - now) < QUICK_SECONDS
 
 
+class _Round(threading.local):
+    """What a thread has submitted since it last proceeded, all of it quick."""
+
+    def __init__(self) -> None:
+        self.jobs: list[Job] = []
+
+
 class Scheduler:
     """Runs jobs of all variants on a bounded set of executor threads. Thread-safe.
 
@@ -63,6 +70,9 @@ class Scheduler:
     whose deadline has passed, or would pass while they are computed, are dropped before compute. A job larger than
     its variant's batch limit is computed in parts, which others may come between. The jobs of a batch that fails are
     run one by one, so that each fails or succeeds for itself.
+
+    Attributes:
+        after_batch: Called when all jobs of a batch have been told their answers, in the thread that told them.
     """
 
     def __init__(
@@ -86,12 +96,14 @@ class Scheduler:
         self._clock = clock
         self._on_batch = on_batch
         self._on_drop = on_drop
+        self.after_batch: Callable[[], None] = lambda: None
         self._share = FairShare(shares)
         self._waiting = JobQueue(self._share)
         self._changed = threading.Condition(threading.Lock())
         self._idle = self._computing_here = 0
         self._waking = False
         self._stopping = False
+        self._round = _Round()
         self._executors = [_Executor() for _ in range(executors)]
         self._threads = [
             threading.Thread(target=self._execute, args=(executor,), name=f"executor-{index}", daemon=True)
@@ -115,6 +127,9 @@ class Scheduler:
         parts = parts_of(job, on_failure=lambda: self.abandon(job))
         now = self._clock()
         place(parts, now=now, executors=len(self._executors))
+        if more and is_quick(job):
+            self._round.jobs.append(job)
+            return
         with self._changed:
             if self._stopping:
                 raise _shutting_down()
@@ -122,7 +137,7 @@ class Scheduler:
             if not abandoned:
                 for part in parts:
                     self._waiting.append(part)
-                if more and not is_quick(job):
+                if more:
                     # While the others are read, an executor can begin.
                     self._wake(now)
         if abandoned:
@@ -134,11 +149,31 @@ class Scheduler:
     def proceed(self) -> None:
         """Compute what waits here as far as it is quick and an executor idles; see to it that executors do the rest."""
         executor, until = _Executor(), self._clock() + _HERE_SECONDS
-        while (taken := self._take_here(executor, until)) is not None:
+        jobs, self._round.jobs = self._round.jobs, []
+        taken = self._take_round(jobs, executor) if jobs else None
+        while taken is not None or (taken := self._take_here(executor, until)) is not None:
             self._drop(taken)
             if taken.batch:
                 self._run(taken.batch)
-            del taken
+            taken = None
+
+    def _take_round(self, jobs: list[Job], executor: _Executor) -> Taken | None:
+        """Return what is to be run of what this thread has submitted together; ``None`` once it waits with others."""
+        with self._changed:
+            if not self._stopping:
+                now = self._clock()
+                if not self._waiting and self._idle > self._computing_here:
+                    taken = self._waiting.take_directly(jobs, now=now)
+                    if taken is not None:
+                        self._computing_here += 1
+                        executor.take(taken.batch, seconds=taken.seconds, now=now)
+                        return taken
+                for job in jobs:
+                    self._waiting.append(job)
+                return None
+        for job in jobs:
+            _end(job, _shutting_down())
+        return None
 
     def _take_here(self, executor: _Executor, until: float) -> Taken | None:
         with self._changed:
@@ -313,6 +348,7 @@ class Scheduler:
         _tell(self._on_batch, executable, rows)
         for job, answer in zip(jobs, answers, strict=True):
             _end(job, JobResult(answer, started - job.enqueued, seconds))
+        _tell(self.after_batch)
 
     def _answers(self, jobs: Sequence[Job]) -> tuple[list[list[Array]], ServePruneError | None]:
         """Return what each job gets, or why there is nothing."""

@@ -2,11 +2,9 @@
 
 import logging
 import math
-import threading
 import time
 from collections.abc import Callable, Sequence
-from concurrent.futures import Future, InvalidStateError, ThreadPoolExecutor, wait
-from dataclasses import dataclass, field
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 
 from serveprune import __version__
 from serveprune.errors import Code, Internal, InvalidArgument, ServePruneError, Unavailable
@@ -14,57 +12,24 @@ from serveprune.models.registry import Model, Registry
 from serveprune.models.variant import Variant
 from serveprune.observability import metrics as series
 from serveprune.observability.metrics import Metrics
-from serveprune.oip.messages import InferenceRequest, InferenceResponse, ModelMetadata, ServerMetadata
+from serveprune.oip.answer import Answer
+from serveprune.oip.messages import InferenceRequest, ModelMetadata, ServerMetadata
 from serveprune.oip.tensor import Tensor
-from serveprune.routing.objective import Objective, objective_of
+from serveprune.routing.objective import objective_of
 from serveprune.routing.router import Route, Router, route
 from serveprune.routing.tier_selection import QUALIFIER, TierChoice, choose_tier, split_name
 from serveprune.routing.urgency import urgency_of
 from serveprune.scheduling.job import Job, JobResult, row_length
 from serveprune.scheduling.scheduler import Scheduler
 from serveprune.serving.admission import Admission
+from serveprune.serving.call import Call
 from serveprune.serving.feeds import graph_feeds, needs_preprocessing, preprocess
-from serveprune.serving.variant_series import OK, VariantSeries
+from serveprune.serving.settlement import Settlement
+from serveprune.serving.variant_series import VariantSeries
 
 _log = logging.getLogger(__name__)
 
 _EXTENSIONS = ("binary_tensor_data", "model_repository", "compression_tiers")
-
-
-_TIMER_SLACK_SECONDS = 0.02
-"""The timers of event loops ring a little early."""
-
-
-@dataclass(slots=True, eq=False)
-class _Call:
-    """One admitted request on its way through the server.
-
-    Attributes:
-        name: Of the model as it was asked for, with its qualifier if it had one; and the id of the request.
-        outputs: That are wanted; empty for all.
-        size_bytes: Of the inputs, which are freed sooner than the answer is, so that no reference to them is here.
-        series: Of the variant that serves; of the tier that is wanted until one is chosen.
-        more: See `DataPlane.submit`.
-        route: Once it is chosen.
-        finished: Locked when the request has ended, for it ends once.
-    """
-
-    name: str
-    id: str | None
-    outputs: tuple[str, ...]
-    model: Model
-    choice: TierChoice
-    objective: Objective | None
-    priority: int
-    size_bytes: int
-    started: float
-    deadline: float
-    series: VariantSeries
-    more: bool
-    preprocessing_seconds: float | None = None
-    route: Route | None = None
-    answer: "Future[InferenceResponse]" = field(default_factory=Future)
-    finished: threading.Lock = field(default_factory=threading.Lock)
 
 
 class DataPlane:
@@ -101,8 +66,10 @@ class DataPlane:
             model.name: metrics.gauge(series.IN_FLIGHT, model.name, model.version) for model in registry.models()
         }
         self._rejected = {code: metrics.counter(series.REJECTED_REQUESTS, code) for code in Code}
+        self._settlement = Settlement(admission, self._in_flight, clock=clock)
+        scheduler.after_batch = self._settlement.settle
 
-    def submit(self, request: InferenceRequest, *, more: bool = False) -> "Future[InferenceResponse]":
+    def submit(self, request: InferenceRequest, *, more: bool = False) -> Answer:
         """Start answering a request; cancel the future when the caller has left.
 
         Args:
@@ -119,6 +86,7 @@ class DataPlane:
             raise
         if needs_preprocessing(request.inputs, call.model.preprocessor):
             call.more = False
+            self._settlement.tally.apply()
             self._start_preprocessing(call, request.inputs)
         else:
             self._step(call, self._queue, request.inputs)
@@ -127,20 +95,21 @@ class DataPlane:
     def proceed(self) -> None:
         """Go on with the requests after which more were to come: those that are quick are answered when it returns."""
         self._scheduler.proceed()
+        self._settlement.tally.apply()
 
-    def _admit(self, request: InferenceRequest, *, more: bool) -> _Call:
+    def _admit(self, request: InferenceRequest, *, more: bool) -> Call:
         started = self._clock()
         choice, objective, urgency = choose_tier(request), objective_of(request), urgency_of(request)
         model = self._registry.get(choice.model, version=request.version)
         if choice.tier is not None:
             model.variant(choice.tier)
-        size_bytes = sum(tensor.size_bytes for tensor in request.inputs)
+        size_bytes = sum([tensor.size_bytes for tensor in request.inputs])
         self._admission.enter(model.name, size_bytes)
-        self._in_flight[model.name].inc()
+        self._settlement.tally.count(self._in_flight[model.name])
         deadline = started + min(self._timeout_seconds, urgency.timeout_seconds or math.inf)
         if request.deadline is not None:
             deadline = min(deadline, request.deadline)
-        return _Call(
+        return Call(
             request.model,
             request.id,
             request.outputs,
@@ -155,33 +124,33 @@ class DataPlane:
             more,
         )
 
-    def _step(self, call: _Call, step: Callable[[_Call, Sequence[Tensor]], None], tensors: Sequence[Tensor]) -> None:
+    def _step(self, call: Call, step: Callable[[Call, Sequence[Tensor]], None], tensors: Sequence[Tensor]) -> None:
         """Take a step in a request's life; whatever goes wrong ends the request, which gives everything back."""
         try:
             step(call, tensors)
         except ServePruneError as error:
-            self._finish(call, error=error)
+            self._settlement.fail(call, error)
         except Exception:  # whatever it is, the caller gets an answer and the log gets the trace
             _log.exception("a request to %s failed", call.model.name)
-            self._finish(call, error=Internal("internal error; see the server's log"))
+            self._settlement.fail(call, Internal("internal error; see the server's log"))
 
-    def _start_preprocessing(self, call: _Call, tensors: Sequence[Tensor]) -> None:
+    def _start_preprocessing(self, call: Call, tensors: Sequence[Tensor]) -> None:
         try:
             step = self._preprocessing.submit(self._step, call, self._preprocess_and_queue, tensors)
         except RuntimeError:  # the pool was shut down
-            self._finish(call, error=_shutting_down())
+            self._settlement.fail(call, _shutting_down())
             return
         self._in_preprocessing.add(step)
         step.add_done_callback(lambda step: self._preprocessed(call, step))
 
-    def _preprocessed(self, call: _Call, step: "Future[None]") -> None:
+    def _preprocessed(self, call: Call, step: "Future[None]") -> None:
         self._in_preprocessing.discard(step)
         if step.cancelled():
-            self._finish(call, error=_shutting_down())
+            self._settlement.fail(call, _shutting_down())
 
-    def _preprocess_and_queue(self, call: _Call, tensors: Sequence[Tensor]) -> None:
+    def _preprocess_and_queue(self, call: Call, tensors: Sequence[Tensor]) -> None:
         if call.answer.cancelled():
-            self._finish(call)
+            self._settlement.leave(call)
             return
         preprocessor = call.model.preprocessor
         assert preprocessor is not None
@@ -190,7 +159,7 @@ class DataPlane:
         call.preprocessing_seconds = self._clock() - started
         self._queue(call, filled)
 
-    def _queue(self, call: _Call, tensors: Sequence[Tensor]) -> None:
+    def _queue(self, call: Call, tensors: Sequence[Tensor]) -> None:
         # All tiers of a model take and give the same; without any, this says why.
         known = call.model.any_instance or route(call.model, call.choice).instance
         preprocessor = call.model.preprocessor
@@ -208,11 +177,14 @@ class DataPlane:
             target=call.started + (math.inf if chosen.target_seconds is None else chosen.target_seconds),
             priority=call.priority,
         )
+        if not (call.more and known.fixed_work):
+            # It may be answered before this thread proceeds.
+            self._settlement.tally.apply()
         self._scheduler.submit(job, more=call.more)
         if not call.answer.done():
             call.answer.add_done_callback(lambda answer: self._scheduler.abandon(job) if answer.cancelled() else None)
 
-    def _choose(self, call: _Call, *, rows: int, length: int) -> Route:
+    def _choose(self, call: Call, *, rows: int, length: int) -> Route:
         """Choose the tier that serves, and hold it."""
         chosen = self._router.route(
             call.model,
@@ -227,48 +199,18 @@ class DataPlane:
             call.deadline = min(call.deadline, call.started + chosen.deadline_seconds)
         call.route = chosen
         moved = call.series = self._series[call.model.name, chosen.tier]
-        moved.served[chosen.reason].inc()
-        self._series[call.model.name, chosen.wanted].requested.inc()
+        tally = self._settlement.tally
+        tally.count(moved.served[chosen.reason])
+        tally.count(self._series[call.model.name, chosen.wanted].requested)
         if call.preprocessing_seconds is not None:
-            moved.preprocessing_seconds.observe(call.preprocessing_seconds)
+            tally.observe(moved.preprocessing_seconds, call.preprocessing_seconds)
         return chosen
 
-    def _computed(self, call: _Call, job: Job, result: JobResult | ServePruneError) -> None:
-        if not isinstance(result, JobResult):
-            self._finish(call, error=result)
-            return
-        call.series.queue_seconds.observe(result.queue_seconds)
-        call.series.compute_seconds.observe(result.compute_seconds)
-        outputs = tuple([Tensor.of(name, array) for name, array in zip(job.wanted(), result.outputs, strict=True)])
-        self._finish(call, outputs=outputs)
-
-    def _finish(self, call: _Call, *, outputs: tuple[Tensor, ...] = (), error: ServePruneError | None = None) -> None:
-        """End a request; only the first time counts, for its caller may leave while it fails."""
-        if not call.finished.acquire(blocking=False):
-            return
-        self._admission.leave(call.model.name, call.size_bytes)
-        self._in_flight[call.model.name].dec()
-        if call.route is not None:
-            call.route.instance.release()
-        call.series.answered[self._code(call, error)].inc()
-        if error is None and not call.answer.cancelled():
-            call.series.request_seconds.observe(self._clock() - call.started)
-        if call.answer.cancelled():
-            return
-        try:
-            if error is not None:
-                call.answer.set_exception(error.without_frames())
-            else:
-                call.answer.set_result(_response(call, outputs))
-        except InvalidStateError:
-            return  # the caller left in this very moment; nobody waits for the answer
-
-    def _code(self, call: _Call, error: ServePruneError | None) -> str:
-        if not call.answer.cancelled():
-            return error.code if error else OK
-        # Front ends give a request up when its caller leaves and when its time is over.
-        late = self._clock() >= call.deadline - _TIMER_SLACK_SECONDS
-        return Code.DEADLINE_EXCEEDED if late else Code.CANCELLED
+    def _computed(self, call: Call, job: Job, result: JobResult | ServePruneError) -> None:
+        if isinstance(result, JobResult):
+            self._settlement.computed(call, job, result)
+        else:
+            self._settlement.fail(call, result)
 
     def count_rejection(self, code: Code) -> None:
         """Count a request that was refused before a tier was chosen."""
@@ -341,18 +283,6 @@ class DataPlane:
 
 def _shutting_down() -> Unavailable:
     return Unavailable("the server is shutting down", retry_after_seconds=1.0)
-
-
-def _response(call: _Call, outputs: tuple[Tensor, ...]) -> InferenceResponse:
-    assert call.route is not None
-    return InferenceResponse(
-        model=call.name,
-        version=call.model.version,
-        outputs=outputs,
-        tier=call.route.tier,
-        tier_reason=call.route.explanation,
-        id=call.id,
-    )
 
 
 def _check_outputs(wanted: tuple[str, ...], known: tuple[str, ...]) -> None:

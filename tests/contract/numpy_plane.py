@@ -2,7 +2,7 @@
 
 import threading
 from collections.abc import Callable, Mapping
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,6 +20,7 @@ from serveprune.errors import (
     Unavailable,
     Unimplemented,
 )
+from serveprune.oip.answer import Answer
 from serveprune.oip.datatype import Datatype
 from serveprune.oip.messages import (
     InferenceRequest,
@@ -61,7 +62,7 @@ class NumpyPlane:
 
     Attributes:
         requests: What came through the front end, in order of arrival.
-        futures: What was handed back for them.
+        answers: What was handed back for them.
         entered: Set when the model ``slow`` has begun.
         release: Lets the model ``slow`` end.
         is_ready: What ``ready`` answers.
@@ -71,7 +72,7 @@ class NumpyPlane:
 
     def __init__(self) -> None:
         self.requests: list[InferenceRequest] = []
-        self.futures: list[Future[InferenceResponse]] = []
+        self.answers: list[Answer] = []
         self.entered = threading.Event()
         self.release = threading.Event()
         self.is_ready = True
@@ -86,7 +87,7 @@ class NumpyPlane:
         self.release.set()
         self._threads.shutdown(wait=True)
 
-    def submit(self, request: InferenceRequest, *, more: bool = False) -> "Future[InferenceResponse]":
+    def submit(self, request: InferenceRequest, *, more: bool = False) -> Answer:
         self.requests.append(request)
         assert self.may_submit.wait(20)
         self._together += more
@@ -94,9 +95,10 @@ class NumpyPlane:
         model = self._model(name, version=request.version)
         if tier not in model.tiers:
             raise NotFound(f"model {name} has no tier {tier!r}; it has: {', '.join(model.tiers)}")
-        future = self._threads.submit(_compute, model, request, tier)
-        self.futures.append(future)
-        return future
+        answer = Answer()
+        self._threads.submit(_compute_into, answer, model, request, tier)
+        self.answers.append(answer)
+        return answer
 
     def proceed(self) -> None:
         self.rounds.append(self._together)
@@ -176,6 +178,15 @@ def _raising(error: Exception) -> Function:
         raise error
 
     return fail
+
+
+def _compute_into(answer: Answer, model: _Model, request: InferenceRequest, tier: str) -> None:
+    if answer.cancelled():
+        return
+    try:
+        answer.set_result(_compute(model, request, tier))
+    except Exception as error:  # whoever waits for the answer is told
+        answer.set_exception(error)
 
 
 def _compute(model: _Model, request: InferenceRequest, tier: str) -> InferenceResponse:

@@ -9,7 +9,7 @@ import logging
 import threading
 import time
 from collections.abc import Callable
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from itertools import takewhile
 from typing import Any
 
@@ -32,6 +32,7 @@ from serveprune.frontends.grpc.inference import InferenceService
 from serveprune.frontends.grpc.receiving import ReceivingCalls
 from serveprune.frontends.grpc.runtime import RpcMethodHandler, Server, ServicerContext
 from serveprune.frontends.grpc.status import details_of, trailing_metadata_of
+from serveprune.oip.answer import Answer
 from serveprune.oip.messages import InferenceRequest, InferenceResponse
 
 _log = logging.getLogger(__name__)
@@ -110,7 +111,7 @@ class DirectCalls(ThreadPoolExecutor):
         """Start the server, whose thread submits what comes together before any of it is computed."""
         rounds.start_in_rounds(server, end_round=self._proceed, is_round_open=lambda: self._submitted > 0)
 
-    def submit_in_round(self, request: InferenceRequest) -> "Future[InferenceResponse]":
+    def submit_in_round(self, request: InferenceRequest) -> Answer:
         """Submit a request in the serving thread."""
         self._submitted += 1
         answer = self.service_of.submit(request, more=True)
@@ -190,14 +191,14 @@ class DirectCalls(ThreadPoolExecutor):
 class _Call:
     """One call on its way."""
 
-    __slots__ = ("_calls", "_context", "_event", "_future", "_has_message", "_state", "begun")
+    __slots__ = ("_calls", "_context", "_event", "_has_message", "_state", "_submitted", "begun")
 
     def __init__(self, calls: DirectCalls, event: Any, state: Any) -> None:
         self._calls = calls
         self._event = event
         self._state = state
         self._context: ServicerContext = runtime._Context(event, state, None)
-        self._future: Future[InferenceResponse] | None = None
+        self._submitted: Answer | None = None
         self._has_message = False
         self.begun = time.monotonic()
         state.callbacks.append(self._ended)
@@ -225,11 +226,11 @@ class _Call:
 
     def time_out(self) -> None:
         """End a call that took too long."""
-        future = self._future
-        if future is not None:
+        submitted = self._submitted
+        if submitted is not None:
             # In this order, for to cancel is an end of its own.
             self._fail(DeadlineExceeded("the request was not answered in time"))
-            future.cancel()
+            submitted.cancel()
 
     def cancel(self) -> None:
         """End a call whose caller does not read the answer."""
@@ -258,32 +259,32 @@ class _Call:
         except RuntimeError:  # the pool was shut down
             self._fail(Unavailable("the server is shutting down", retry_after_seconds=_RETRY_SECONDS))
 
-    def _infer(self, message: bytes, submit: "Callable[[InferenceRequest], Future[InferenceResponse]]") -> None:
+    def _infer(self, message: bytes, submit: Callable[[InferenceRequest], Answer]) -> None:
         try:
             try:
                 request = self._calls.service_of.decode(message, self._context)
             except ServePruneError as error:
                 self.refuse(error)
                 return
-            future = self._future = submit(request)
-            future.add_done_callback(self._done)
+            submitted = self._submitted = submit(request)
+            submitted.add_done_callback(self._done)
             if not runtime._is_rpc_state_active(self._state):
-                future.cancel()
+                submitted.cancel()
         except ServePruneError as error:
             self._fail(error)
         except Exception as error:  # whatever it is, the caller must not see it
             self._fail(_unexpected(error))
 
-    def _done(self, future: "Future[InferenceResponse]") -> None:
+    def _done(self, submitted: Answer) -> None:
         """Send the answer, in the thread that has it."""
-        # A future keeps its callbacks, and so this call, which must not wait for the garbage collector.
-        self._future = None
-        if future.cancelled():
+        # An answer keeps its callbacks, and so this call, which must not wait for the garbage collector.
+        self._submitted = None
+        if submitted.cancelled():
             self._fail(Cancelled("the caller left before the request was answered"))
             return
-        error = future.exception()
+        error = submitted.exception()
         if error is None:
-            response = future.result()
+            response = submitted.result()
             if sum(tensor.size_bytes for tensor in response.outputs) <= _INLINE_BYTES:
                 self._encode(response)
             else:
@@ -321,9 +322,9 @@ class _Call:
 
     def _ended(self) -> None:
         """Give everything back when the call is over, by an answer or because the caller has left."""
-        future = self._future
-        if future is not None:
-            future.cancel()
+        submitted = self._submitted
+        if submitted is not None:
+            submitted.cancel()
         if not self._has_message:
             self._calls.receiving.end(self._context)
             left = self._state.client is runtime._CANCELLED

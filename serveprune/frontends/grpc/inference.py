@@ -4,7 +4,7 @@ import math
 import threading
 import time
 from collections.abc import Callable, Mapping
-from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
+from concurrent.futures import CancelledError, ThreadPoolExecutor
 from typing import Any, NoReturn
 
 from google.protobuf.message import Message
@@ -17,10 +17,11 @@ from serveprune.frontends.grpc.encoding import (
     encode_response,
     encode_server_metadata,
 )
-from serveprune.frontends.grpc.methods import Answer, UnaryMethods, parse_message
+from serveprune.frontends.grpc.methods import Method, UnaryMethods, parse_message
 from serveprune.frontends.grpc.pb import open_inference_pb2 as pb
 from serveprune.frontends.grpc.runtime import RpcMethodHandler, ServicerContext
 from serveprune.frontends.planes import ControlPlane, DataPlane
+from serveprune.oip.answer import Answer
 from serveprune.oip.messages import InferenceRequest, InferenceResponse
 
 SERVICE: str = pb.DESCRIPTOR.services_by_name["GRPCInferenceService"].full_name
@@ -61,7 +62,7 @@ class InferenceService:
 
     def quick_handlers(self, methods: UnaryMethods, *, pool: ThreadPoolExecutor) -> Mapping[str, RpcMethodHandler]:
         """Return the handlers of all other methods, none of which waits for anything."""
-        answers: dict[str, tuple[Answer, type[Message]]] = {
+        answers: dict[str, tuple[Method, type[Message]]] = {
             "ServerLive": (self.server_live, pb.ServerLiveRequest),
             "ServerReady": (self.server_ready, pb.ServerReadyRequest),
             "ModelReady": (self.model_ready, pb.ModelReadyRequest),
@@ -138,9 +139,7 @@ class InferenceService:
         """Return a serialized answer and its trailing metadata."""
         return encode_response(response).SerializeToString(), _tier_metadata(response)
 
-    def _await(
-        self, answer: "Future[InferenceResponse]", context: ServicerContext, *, deadline: float | None
-    ) -> InferenceResponse:
+    def _await(self, answer: Answer, context: ServicerContext, *, deadline: float | None) -> InferenceResponse:
         """Wait for an answer no longer than the caller does, and give it up when the caller leaves."""
         over = threading.Event()
 

@@ -16,7 +16,7 @@ from serveprune.frontends.grpc.status import abort
 
 _log = logging.getLogger(__name__)
 
-Answer = Callable[[Any, ServicerContext], Message]
+Method = Callable[[Any, ServicerContext], Message]
 """Takes the request message and the call; returns the response message or raises."""
 
 
@@ -32,7 +32,7 @@ class UnaryMethods:
 
     def handler(
         self,
-        answer: Answer,
+        answer: Method,
         *,
         request: type[Message],
         pool: ThreadPoolExecutor,

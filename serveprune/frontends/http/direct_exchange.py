@@ -13,6 +13,7 @@ from serveprune.frontends.http.inference import InferenceHandler
 from serveprune.frontends.http.reply import Reply, error_reply
 from serveprune.frontends.http.request_headers import RequestHeaders
 from serveprune.frontends.http.routes import HttpRoute
+from serveprune.oip.answer import Answer
 from serveprune.oip.messages import InferenceResponse
 from serveprune.oip.output_format import OutputFormat
 
@@ -46,12 +47,12 @@ class DirectExchange:
         "_completions",
         "_connection",
         "_deadline",
-        "_future",
         "_handler",
         "_headers",
         "_output_format",
         "_route",
         "_started",
+        "_submitted",
         "disconnected",
         "keep_alive",
         "response_complete",
@@ -78,8 +79,8 @@ class DirectExchange:
         self._headers = headers
         self._deadline = time.monotonic() + handler.timeout_seconds
         self._body: Body = b""
-        # A future keeps its callbacks, and so this exchange, which must not wait for the garbage collector.
-        self._future: Future[InferenceResponse] | None = None
+        # An answer keeps its callbacks, and so this exchange, which must not wait for the garbage collector.
+        self._submitted: Answer | None = None
         self._started = False
         self._output_format: OutputFormat | None = None
         self.keep_alive = keep_alive
@@ -115,7 +116,7 @@ class DirectExchange:
             finally:
                 self._handler.budget.give_back(len(body))
             self._started = True
-            future = self._future = self._handler.submit(request, more=True)
+            submitted = self._submitted = self._handler.submit(request, more=True)
         except ServePruneError as error:
             self._fail(error)
             return
@@ -123,7 +124,7 @@ class DirectExchange:
             self._fail(_unexpected(error))
             return
         self._connection.deadline.set(self._deadline - time.monotonic())
-        future.add_done_callback(self._done)
+        submitted.add_done_callback(self._done)
 
     def time_out(self, *, patience_seconds: float) -> None:
         """End it because the rest of the body, or the answer, did not come in time."""
@@ -134,30 +135,30 @@ class DirectExchange:
 
     def give_up(self, reason: ServePruneError) -> None:
         """Answer with an error and spare the inference, if it can still be spared."""
-        if self._future is not None:
-            self._future.cancel()
+        if self._submitted is not None:
+            self._submitted.cancel()
         if not self.response_complete:
             self._fail(reason)
 
     def abandon(self) -> None:
         """Note that the client has left."""
         self.disconnected = True
-        if self._future is not None:
-            self._future.cancel()
+        if self._submitted is not None:
+            self._submitted.cancel()
         if not self._started and not self.response_complete:
             self._give_body_back()
             self._handler.reject(Code.CANCELLED)
 
-    def _done(self, future: "Future[InferenceResponse]") -> None:
+    def _done(self, submitted: Answer) -> None:
         # In the thread that finished it.
         self._completions.add(self._finish)
 
     def _finish(self) -> None:
         if self.response_complete or self.disconnected:
             return
-        future, self._future = self._future, None
-        assert future is not None
-        self._answer_with(lambda: self._encode(future.result()))
+        submitted, self._submitted = self._submitted, None
+        assert submitted is not None
+        self._answer_with(lambda: self._encode(submitted.result()))
 
     def _encode(self, response: InferenceResponse) -> Reply | None:
         assert self._output_format is not None

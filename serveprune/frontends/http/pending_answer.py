@@ -1,8 +1,8 @@
 import asyncio
-from concurrent.futures import Future
 
 from serveprune.errors import Cancelled, DeadlineExceeded, ServePruneError
 from serveprune.frontends.http.asgi import Receive
+from serveprune.oip.answer import Answer
 from serveprune.oip.messages import InferenceResponse
 
 _WATCH_AFTER_SECONDS = 0.02
@@ -12,8 +12,8 @@ _WATCH_AFTER_SECONDS = 0.02
 class PendingAnswer:
     """One inference in flight; given up when its caller leaves or its time is over."""
 
-    def __init__(self, future: "Future[InferenceResponse]", *, receive: Receive, timeout_seconds: float) -> None:
-        self._future = future
+    def __init__(self, submitted: Answer, *, receive: Receive, timeout_seconds: float) -> None:
+        self._submitted = submitted
         self._receive = receive
         self._timeout_seconds = timeout_seconds
         self._watcher: asyncio.Task[None] | None = None
@@ -26,11 +26,10 @@ class PendingAnswer:
             ServePruneError: What the data plane said, ``Cancelled`` when the caller left, or
                 ``DeadlineExceeded`` when the data plane did not answer in time.
         """
-        if self._future.done() and not self._future.cancelled():
-            return self._future.result()
+        if self._submitted.done() and not self._submitted.cancelled():
+            return self._submitted.result()
         loop = asyncio.get_running_loop()
-        # Cancelling this one cancels the data plane's.
-        answer = asyncio.wrap_future(self._future)
+        answer = _awaitable(self._submitted, loop)
         watch = loop.call_later(_WATCH_AFTER_SECONDS, self._start_watching, answer)
         deadline = loop.call_later(self._timeout_seconds, self._time_out, answer)
         try:
@@ -68,3 +67,29 @@ class PendingAnswer:
 def _this_task_is_cancelled() -> bool:
     task = asyncio.current_task()
     return task is not None and task.cancelling() > 0
+
+
+def _awaitable(answer: Answer, loop: asyncio.AbstractEventLoop) -> "asyncio.Future[InferenceResponse]":
+    """Return an answer as a future of an event loop; to cancel it gives the answer up."""
+    future: asyncio.Future[InferenceResponse] = loop.create_future()
+
+    def take() -> None:
+        if future.done():
+            return
+        if answer.cancelled():
+            future.cancel()
+        elif (error := answer.exception()) is not None:
+            future.set_exception(error)
+        else:
+            future.set_result(answer.result())
+
+    def carry(_: Answer) -> None:
+        try:
+            loop.call_soon_threadsafe(take)
+        except RuntimeError:
+            # The loop is closed, and nobody waits any more.
+            return
+
+    future.add_done_callback(lambda over: answer.cancel() if over.cancelled() else None)
+    answer.add_done_callback(carry)
+    return future

@@ -225,13 +225,13 @@ def test_deadline_is_none_when_the_caller_has_none(front: RunningFrontend) -> No
 def test_inference_is_given_up_when_its_deadline_passes(front: RunningFrontend) -> None:
     running = [front.stub.ModelInfer.future(SLOW) for _ in range(4)]
     # They take all four threads of the plane, so the next one still waits when its time is over.
-    assert eventually(lambda: len(front.plane.futures) == 4)
+    assert eventually(lambda: len(front.plane.answers) == 4)
 
     with pytest.raises(grpc.RpcError) as refusal:
         front.stub.ModelInfer(SLOW, timeout=0.2)
 
     assert status(refusal.value)[0] is grpc.StatusCode.DEADLINE_EXCEEDED
-    assert eventually(lambda: front.plane.futures[-1].cancelled())
+    assert eventually(lambda: front.plane.answers[-1].cancelled())
     front.plane.release.set()
     assert all(call.result() for call in running)
 
@@ -250,12 +250,12 @@ def test_inference_is_given_up_when_the_server_has_no_more_time(start: Start) ->
 def test_future_is_cancelled_when_the_caller_leaves(front: RunningFrontend) -> None:
     calls = [front.stub.ModelInfer.future(SLOW) for _ in range(5)]
     # Four are running in the plane's four threads, which nothing can stop; the fifth waits.
-    assert eventually(lambda: len(front.plane.futures) == 5)
+    assert eventually(lambda: len(front.plane.answers) == 5)
 
     for call in calls:
         call.cancel()
 
-    assert eventually(lambda: any(future.cancelled() for future in front.plane.futures))
+    assert eventually(lambda: any(answer.cancelled() for answer in front.plane.answers))
 
 
 def test_worker_is_free_again_when_the_caller_leaves_a_running_inference(start: Start) -> None:

@@ -95,7 +95,7 @@ def ask_for_16_megabytes() -> bytes:
 def test_client_that_stops_reading_is_cut_off() -> None:
     with serve(body_timeout_seconds=0.5) as served, served.connect() as connection:
         connection.sendall(ask_for_16_megabytes())
-        while not served.plane.futures:
+        while not served.plane.answers:
             time.sleep(0.01)
         client = connection.getsockname()
         while any(peer.raddr == client and peer.status == "ESTABLISHED" for peer in psutil.Process().net_connections()):
@@ -124,7 +124,7 @@ def test_stop_does_not_wait_for_a_client_that_reads_nothing() -> None:
     with serve() as served, served.connect() as connection:
         connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
         connection.sendall(ask_for_16_megabytes())
-        while not served.plane.futures:
+        while not served.plane.answers:
             time.sleep(0.01)
 
         served.frontend.stop(drain_seconds=0.2)

@@ -287,12 +287,12 @@ def test_client_that_leaves_cancels_what_has_not_begun() -> None:
         occupants = [served.connect() for _ in range(4)]
         for connection in occupants:
             connection.sendall(post("/v2/models/slow/infer", body))
-        wait_until(lambda: len(served.plane.futures) == 4)
+        wait_until(lambda: len(served.plane.answers) == 4)
         with served.connect() as leaver:
             leaver.sendall(post("/v2/models/slow/infer", body))
-            wait_until(lambda: len(served.plane.futures) == 5)
+            wait_until(lambda: len(served.plane.answers) == 5)
 
-        wait_until(served.plane.futures[4].cancelled)
+        wait_until(served.plane.answers[4].cancelled)
         served.plane.release.set()
         for connection in occupants:
             assert read_answer(connection).status == 200

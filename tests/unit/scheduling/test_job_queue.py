@@ -114,6 +114,52 @@ def test_jobs_of_other_variants_are_not_looked_at_when_a_batch_is_taken() -> Non
     assert Counted.reads == 0
 
 
+def test_what_is_taken_directly_is_what_an_empty_queue_would_give() -> None:
+    """An oracle: the same jobs through the queue. One batch of all of them, or nothing is taken directly."""
+    chance = random.Random(1)
+    latency = measured({(1, 2): 1e-5, (8, 2): 4e-5, (64, 2): 2.9e-4, (1, 30): 1e-4, (8, 30): 2e-4})
+    variants = [
+        Variant(latency=latency, fixed_work=True, max_batch_size=size, max_batch_elements=elements, batchable=batchable)
+        for size, elements, batchable in ((64, None, True), (4, None, True), (64, 12, True), (64, None, False))
+    ]
+    taken_directly = 0
+    for _ in range(500):
+        chosen = chance.sample(variants, chance.choice((1, 1, 1, 2)))
+        widths = chance.choice(((2,), (2,), (2, 30)))
+        late = chance.choice((0.0, 0.0, 0.05))
+        jobs = [
+            job(
+                chance.choice(chosen),
+                rows=chance.choice((1, 1, 1, 2)),
+                width=chance.choice(widths),
+                target=1e-5 if chance.random() < late else 1.0,
+                deadline=-1.0 if chance.random() < late else 1e9,
+            )
+            for _ in range(chance.randint(1, 12))
+        ]
+        directly = queue_of([]).take_directly(list(jobs), now=0.0)
+        queued = queue_of(jobs).take_quick(now=0.0)
+        if directly is None:
+            assert len(jobs) > 1 or queued.expired or jobs[0].target < 1.0
+            continue
+        taken_directly += 1
+        assert (directly.batch, directly.seconds, directly.expired, directly.hopeless) == (
+            queued.batch,
+            queued.seconds,
+            queued.expired,
+            queued.hopeless,
+        )
+    assert 100 < taken_directly < 400
+
+
+def test_compute_time_of_what_is_taken_directly_is_charged_to_its_model() -> None:
+    share = FairShare({})
+    latency = measured({(1, 2): 0.2})
+    queue = JobQueue(share)
+    queue.take_directly([job(Variant(latency=latency, identity=("a", "1", "dense")))], now=0.0)
+    assert share._virtual == {"a": 0.2}
+
+
 def test_job_is_forgotten_when_it_is_discarded() -> None:
     executable = Variant()
     jobs = [job(executable) for _ in range(3)]

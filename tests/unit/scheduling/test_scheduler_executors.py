@@ -136,12 +136,15 @@ def test_no_more_is_computed_where_jobs_are_submitted_than_takes_a_moment(schedu
     assert variant.threads == [HERE] * 3 + ["executor-0"] * 3
 
 
-def test_jobs_after_which_more_were_to_come_are_computed_when_the_scheduler_stops(scheduler: Scheduler) -> None:
-    asked = Asked(Where())
-    scheduler.submit(asked.job, more=True)
-
+def test_jobs_that_proceed_after_the_scheduler_has_stopped_are_told_so(scheduler: Scheduler) -> None:
+    asked = [Asked(Where()) for _ in range(2)]
+    for one in asked:
+        scheduler.submit(one.job, more=True)
     assert scheduler.stop(drain_seconds=PATIENCE_SECONDS)
-    asked.outputs()
+
+    scheduler.proceed()
+
+    assert all(isinstance(one.end(), Unavailable) for one in asked)
 
 
 def test_quick_job_is_left_to_an_executor_when_all_are_busy_or_it_may_wait_for_others(

@@ -3,7 +3,6 @@
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import Future
 from typing import Literal
 
 import numpy as np
@@ -15,8 +14,9 @@ from serveprune.models.registry import Model, Registry
 from serveprune.models.variant import VariantState
 from serveprune.observability import metrics as series
 from serveprune.observability.metrics import Metrics
+from serveprune.oip.answer import Answer
 from serveprune.oip.datatype import Datatype
-from serveprune.oip.messages import InferenceRequest, InferenceResponse
+from serveprune.oip.messages import InferenceRequest
 from serveprune.oip.tensor import Array, Tensor, TensorSpec
 from serveprune.routing.router import Router
 from serveprune.scheduling.latency_model import LatencyModel
@@ -151,7 +151,7 @@ def request(model: str = "adder", value: float = 0.0, **fields: object) -> Infer
     return InferenceRequest(model, (Tensor.of("x", np.full((1, 2), value, np.float32)),), **fields)  # type: ignore[arg-type]
 
 
-def occupy(planes: Planes) -> "Future[InferenceResponse]":
+def occupy(planes: Planes) -> Answer:
     """Keep the only executor busy with a request, so that the next one has to queue."""
     session = planes.sessions["dense"]
     session.let_go.clear()

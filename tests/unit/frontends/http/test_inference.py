@@ -13,6 +13,7 @@ from serveprune.frontends.http.body_budget import BodyBudget
 from serveprune.frontends.http.inference import InferenceHandler
 from serveprune.frontends.http.reply import Reply
 from serveprune.frontends.http.routes import HttpRoute, Operation
+from serveprune.oip.answer import Answer
 from serveprune.oip.datatype import Datatype
 from serveprune.oip.messages import InferenceRequest, InferenceResponse
 from serveprune.oip.tensor import Tensor
@@ -35,8 +36,8 @@ class OneAnswer(NumpyPlane):
         super().__init__()
         self.output = output
 
-    def submit(self, request: InferenceRequest, *, more: bool = False) -> "Future[InferenceResponse]":
-        answer: Future[InferenceResponse] = Future()
+    def submit(self, request: InferenceRequest, *, more: bool = False) -> Answer:
+        answer = Answer()
         answer.set_result(InferenceResponse(request.model, "1", (self.output,), "dense", "default"))
         return answer
 
