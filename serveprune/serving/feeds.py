@@ -49,22 +49,33 @@ def graph_feeds(
         InvalidArgument: An input is missing, unknown, of the wrong datatype or shape, or has no row or too many.
     """
     given = {tensor.name: tensor for tensor in tensors}
+    if given.keys() != {spec.name for spec in specs}:
+        raise _misnamed(given, specs, alternative)
+    count: int | None = None
+    for spec in specs:
+        tensor = given[spec.name]
+        _check(tensor, spec)
+        if spec.shape and spec.shape[0] == DYNAMIC:
+            rows = tensor.shape[0]
+            if count is not None and rows != count:
+                sizes = ", ".join(f"{name} {tensor.shape[0]}" for name, tensor in given.items() if tensor.shape)
+                raise InvalidArgument(f"inputs disagree on the number of rows: {sizes}")
+            count = rows
+    count = 1 if count is None else count
+    _check_rows(count, max_rows)
+    return {name: tensor.array for name, tensor in given.items()}, count
+
+
+def _misnamed(
+    given: Mapping[str, Tensor], specs: Sequence[TensorSpec], alternative: TensorSpec | None
+) -> InvalidArgument:
+    """Say which input is unknown or missing."""
     wanted = ", ".join(spec.name for spec in specs) + (f" (or {alternative.name})" if alternative else "")
     unknown = sorted(given.keys() - {spec.name for spec in specs})
     if unknown:
-        raise InvalidArgument(f"unknown input {unknown[0]!r}; the model takes: {wanted}")
-    missing = [spec.name for spec in specs if spec.name not in given]
-    if missing:
-        raise InvalidArgument(f"missing input {missing[0]!r}; the model takes: {wanted}")
-    for spec in specs:
-        _check(given[spec.name], spec)
-    rows = {given[spec.name].shape[0] for spec in specs if spec.shape and spec.shape[0] == DYNAMIC}
-    if len(rows) > 1:
-        sizes = ", ".join(f"{name} {tensor.shape[0]}" for name, tensor in given.items() if tensor.shape)
-        raise InvalidArgument(f"inputs disagree on the number of rows: {sizes}")
-    count = next(iter(rows), 1)
-    _check_rows(count, max_rows)
-    return {name: tensor.array for name, tensor in given.items()}, count
+        return InvalidArgument(f"unknown input {unknown[0]!r}; the model takes: {wanted}")
+    missing = next(spec.name for spec in specs if spec.name not in given)
+    return InvalidArgument(f"missing input {missing!r}; the model takes: {wanted}")
 
 
 def _check_rows(rows: int, max_rows: int) -> None:

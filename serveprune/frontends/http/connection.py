@@ -41,6 +41,9 @@ class ConnectionLimits:
 class Connection(HttpToolsProtocol):  # type: ignore[misc]  # uvicorn is not analysed, see pyproject.toml
     """One client connection: uvicorn's, and what uvicorn leaves to a proxy in front of it.
 
+    Attributes:
+        new_head: Of the request that comes next, if it is worth remembering; see `KnownHeads`.
+
     A client must send its headers, and the rest of a body that was refused, within a time, and must not stop
     reading a large answer; headers and URL are bounded, and so is the number of connections. What is no HTTP at all
     is answered in JSON like every other error. An offer to change the protocol is ignored, as HTTP allows: Java's
@@ -62,6 +65,8 @@ class Connection(HttpToolsProtocol):  # type: ignore[misc]  # uvicorn is not ana
         self.deadline = Deadline(self.loop, self._give_up)
         self._stall: asyncio.TimerHandle | None = None
         self._in_headers = self._in_body = False
+        self._in_message = False
+        self.new_head: bytes | None = None
         self._exchange: DirectExchange | None = None
         self._refusal: ServePruneError | None = None
         self._head_bytes = self._silent_bytes = 0
@@ -76,6 +81,14 @@ class Connection(HttpToolsProtocol):  # type: ignore[misc]  # uvicorn is not ana
         """Parse what came, and a request that offers an upgrade once more without the offer."""
         if self.transport.is_closing():
             return
+        if not self._in_message and (self.cycle is None or self.cycle.response_complete):
+            known = self.direct.known_exchange(self, data)
+            if known is not None:
+                self.cycle = self._exchange = exchange = known[0]
+                self.deadline.clear()
+                exchange.on_body(known[1])
+                exchange.on_complete()
+                return
         self._silent_bytes += len(data)
         try:
             self.parser.feed_data(data)
@@ -102,6 +115,7 @@ class Connection(HttpToolsProtocol):  # type: ignore[misc]  # uvicorn is not ana
 
     def on_message_begin(self) -> None:
         """Note that a request has begun; what ASGI wants to know of it is gathered only if it goes there."""
+        self._in_message = True
         self.url = b""
         self.headers = []
         self.expect_100_continue = False
@@ -131,10 +145,11 @@ class Connection(HttpToolsProtocol):  # type: ignore[misc]  # uvicorn is not ana
         self._silent_bytes = 0
         self.deadline.clear()
         self._in_headers, self._in_body, self._waits_for_more = False, True, False
+        new_head, self.new_head = self.new_head, None
         if self.parser.should_upgrade():
             return
         if self.cycle is None or self.cycle.response_complete:
-            self._exchange = self.direct.exchange(self)
+            self._exchange = self.direct.exchange(self, new_head=new_head)
             if self._exchange is not None:
                 self.cycle = self._exchange
                 return
@@ -155,7 +170,7 @@ class Connection(HttpToolsProtocol):  # type: ignore[misc]  # uvicorn is not ana
     def on_message_complete(self) -> None:
         """Stop waiting for the client."""
         self._silent_bytes = 0
-        self._in_body = False
+        self._in_message = self._in_body = False
         if self._exchange is not None and self.cycle is self._exchange:
             self._exchange.on_complete()
             return

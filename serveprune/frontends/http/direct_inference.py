@@ -5,7 +5,8 @@ from serveprune.frontends.http.arrivals import Arrivals
 from serveprune.frontends.http.completions import Completions
 from serveprune.frontends.http.direct_exchange import DirectExchange
 from serveprune.frontends.http.inference import INLINE_BYTES, InferenceHandler
-from serveprune.frontends.http.request_headers import parse_headers
+from serveprune.frontends.http.known_heads import KnownHeads
+from serveprune.frontends.http.request_headers import RequestHeaders, parse_headers
 from serveprune.frontends.http.routes import HttpRoute, Operation, find_route
 
 if TYPE_CHECKING:
@@ -26,9 +27,15 @@ class DirectInference:
         self._completions: Completions | None = None
         self._arrivals: Arrivals | None = None
         self._routes: dict[bytes, HttpRoute] = {}
+        self.heads = KnownHeads()
 
-    def exchange(self, connection: "Connection") -> DirectExchange | None:
-        """Return the exchange for a request whose headers are complete; ``None`` if it is for ASGI."""
+    def exchange(self, connection: "Connection", *, new_head: bytes | None) -> DirectExchange | None:
+        """Return the exchange for a request whose headers are complete; ``None`` if it is for ASGI.
+
+        Args:
+            connection: Has parsed the headers.
+            new_head: All of them as they came, if they are worth remembering.
+        """
         if connection.expect_100_continue or connection.flow.write_paused:
             return None
         route = self._routes.get(connection.url) or self._find(connection)
@@ -41,10 +48,30 @@ class DirectInference:
             return None
         if headers.body_bytes is None or headers.body_bytes > INLINE_BYTES or headers.coding != b"identity":
             return None
+        keep_alive = connection.parser.get_http_version() != "1.0" and connection.parser.should_keep_alive()
+        if new_head is not None and keep_alive:
+            self.heads.learn(new_head, route, headers)
+        return self._exchange(connection, route, headers, keep_alive=keep_alive)
+
+    def known_exchange(self, connection: "Connection", data: bytes) -> tuple[DirectExchange, bytes] | None:
+        """Return the exchange for a whole request whose head is known, and its body; ``None`` if it must be parsed.
+
+        Args:
+            connection: Waits for a request.
+            data: All that has come.
+        """
+        known, connection.new_head = self.heads.find(data)
+        if known is None or len(data) - known.size_bytes != known.headers.body_bytes or connection.flow.write_paused:
+            return None
+        exchange = self._exchange(connection, known.route, known.headers, keep_alive=True)
+        return exchange, data[known.size_bytes :]
+
+    def _exchange(
+        self, connection: "Connection", route: HttpRoute, headers: RequestHeaders, *, keep_alive: bool
+    ) -> DirectExchange:
         if self._completions is None or self._arrivals is None:
             self._completions = Completions(connection.loop)
             self._arrivals = Arrivals(connection.loop, proceed=self._handler.proceed)
-        keep_alive = connection.parser.get_http_version() != "1.0" and connection.parser.should_keep_alive()
         return DirectExchange(
             connection, self._handler, self._arrivals, self._completions, route, headers, keep_alive=keep_alive
         )

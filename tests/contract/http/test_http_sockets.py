@@ -7,6 +7,7 @@ import threading
 import time
 from collections.abc import Callable
 
+import orjson
 import pytest
 
 from contract.http.served import RawAnswer, Served, is_closed, post, read_answer, serve
@@ -99,6 +100,32 @@ def test_requests_sent_at_once_are_answered_in_order(served: Served) -> None:
         received = b"".join(iter(lambda: connection.recv(65536), b""))
 
     assert re.findall(rb"HTTP/1\.1 (\d+)", received) == [b"200", b"200", b"404"]
+
+
+def test_requests_whose_heads_came_before_are_each_taken_for_what_they_say(served: Served) -> None:
+    """From the third time on such a head is not parsed, unless the request is not whole or not alone."""
+    ordinary = post(INFER, BODY)
+    elsewhere = post(INFER.replace("fp32", "fp64"), BODY.replace(b"FP32", b"FP64"))
+    no_such_tier = post(INFER, BODY, headers={"x-compression-tier": "none"})
+    broken = post(INFER, b"{" * len(BODY))
+    last = post(INFER, BODY, headers={"Connection": "close"})
+    with served.connect() as connection:
+        for _ in range(4):
+            for request, status in ((ordinary, 200), (elsewhere, 200), (no_such_tier, 404), (broken, 400)):
+                connection.sendall(request)
+                answer = read_answer(connection)
+                assert answer.status == status
+                if status == 200:
+                    named = orjson.loads(answer.body)["model_name"]
+                    assert named == ("identity_fp64" if request == elsewhere else "identity_fp32")
+            connection.sendall(ordinary[:-10])
+            time.sleep(0.02)
+            connection.sendall(ordinary[-10:])
+            assert read_answer(connection).status == 200
+            with served.connect() as another:
+                another.sendall(ordinary + broken + last)
+                received = b"".join(iter(lambda: another.recv(65536), b""))
+            assert re.findall(rb"HTTP/1\.1 (\d+)", received) == [b"200", b"400", b"200"]
 
 
 def test_requests_that_come_together_are_submitted_before_any_is_computed() -> None:
