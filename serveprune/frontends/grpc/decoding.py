@@ -58,18 +58,14 @@ def decode_request(
         InvalidArgument: A tensor is not what its datatype and shape say, or a name is given twice.
         Unimplemented: The request needs an extension this server does not have.
     """
-    for tensor in message.inputs:
-        _refuse_extensions(tensor.name, tensor.parameters)
-    for output in message.outputs:
-        _refuse_extensions(output.name, output.parameters)
     said = _said(metadata)
     return InferenceRequest(
         model=message.model_name,
         version=message.model_version or None,
         id=message.id or None,
         inputs=_decode_inputs(message),
-        outputs=_decode_outputs(message),
-        parameters=_decode_parameters(message.parameters),
+        outputs=_decode_outputs(message.outputs) if message.outputs else (),
+        parameters=_decode_parameters(message.parameters) if message.parameters else {},
         tier=said.get(TIER_METADATA),
         deadline=deadline,
         max_latency_ms=said.get(_MAX_LATENCY_METADATA),
@@ -77,8 +73,10 @@ def decode_request(
     )
 
 
-def _decode_outputs(message: pb.ModelInferRequest) -> tuple[str, ...]:
-    names = tuple(wanted.name for wanted in message.outputs)
+def _decode_outputs(outputs: Sequence[pb.ModelInferRequest.InferRequestedOutputTensor]) -> tuple[str, ...]:
+    for wanted in outputs:
+        _refuse_extensions(wanted.name, wanted.parameters)
+    names = tuple(wanted.name for wanted in outputs)
     twice = _repeated(names)
     if twice is not None:
         raise InvalidArgument(f"output {twice!r} is asked for twice; expected each output once")
@@ -93,6 +91,8 @@ def _repeated(names: Sequence[str]) -> str | None:
 
 def _decode_inputs(message: pb.ModelInferRequest) -> tuple[Tensor, ...]:
     tensors = list(message.inputs)
+    for tensor in tensors:
+        _refuse_extensions(tensor.name, tensor.parameters)
     twice = _repeated([tensor.name for tensor in tensors])
     if twice is not None:
         raise InvalidArgument(f"input {twice!r} is sent twice; expected each input once")
