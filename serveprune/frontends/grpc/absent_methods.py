@@ -4,6 +4,7 @@ from concurrent.futures import ThreadPoolExecutor
 import grpc
 
 from serveprune.errors import Unimplemented
+from serveprune.frontends.grpc.receiving import ReceivingCalls
 from serveprune.frontends.grpc.runtime import HandlerCallDetails, RpcMethodHandler, ServicerContext
 from serveprune.frontends.grpc.status import abort
 
@@ -17,11 +18,13 @@ class AbsentMethods:
 
     Args:
         service: Full name of the service; methods of others are left to the runtime.
+        receiving: Cuts off clients that take too long to send their message.
         pool: Runs the refusals.
     """
 
-    def __init__(self, service: str, *, pool: ThreadPoolExecutor) -> None:
+    def __init__(self, service: str, *, receiving: ReceivingCalls, pool: ThreadPoolExecutor) -> None:
         self._prefix = f"/{service}/"
+        self._receiving = receiving
         self._pool = pool
 
     def service(self, call: HandlerCallDetails) -> RpcMethodHandler | None:
@@ -31,6 +34,8 @@ class AbsentMethods:
         name = call.method.removeprefix(self._prefix)[:_MAX_NAME_CHARACTERS]
 
         def refuse(messages: Iterator[bytes], context: ServicerContext) -> bytes:
+            # Python's asyncio client reports an internal error if its call ends while it still sends the message.
+            self._receiving.receive(messages, context)
             abort(
                 context,
                 Unimplemented(

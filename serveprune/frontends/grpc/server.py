@@ -90,7 +90,7 @@ class GrpcFrontend:
         methods = UnaryMethods(self._receiving)
         server.add_registered_method_handlers(SERVICE, self._service.quick_handlers(methods, pool=quick))
         inference = self._inference(methods, workers=workers, quick=quick)
-        absent = AbsentMethods(SERVICE, pool=quick)
+        absent = AbsentMethods(SERVICE, receiving=self._receiving, pool=quick)
         if isinstance(inference, DirectCalls):
             server.add_registered_method_handlers(SERVICE, {"ModelInfer": inference.handler})
             server.add_generic_rpc_handlers((absent,))

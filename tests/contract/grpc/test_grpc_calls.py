@@ -123,6 +123,24 @@ def test_stream_of_requests_is_refused_by_name_while_it_is_still_open(front: Run
     assert "one call of ModelInfer" in details
 
 
+def test_stream_of_requests_is_not_refused_before_its_first_one(front: RunningFrontend) -> None:
+    """Python's asyncio client, still about to send it, would report an internal error and not the refusal."""
+    stream = front.channel.stream_stream("/inference.GRPCInferenceService/ModelStreamInfer")
+    begins = threading.Event()
+
+    def messages() -> Iterator[bytes]:
+        begins.wait(20)
+        yield b""
+
+    call = stream(messages())
+    time.sleep(0.2)
+    assert not call.done()
+    begins.set()
+
+    assert eventually(call.done)
+    assert call.code() is grpc.StatusCode.UNIMPLEMENTED
+
+
 def test_method_of_another_service_is_left_to_the_runtime(front: RunningFrontend) -> None:
     call = front.channel.unary_unary("/inference.AnotherService/ModelInfer")
 

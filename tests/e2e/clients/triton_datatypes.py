@@ -259,7 +259,7 @@ def check_stream_is_refused_by_name() -> None:
                 pass
 
     raised = error_of(lambda: asyncio.run(ask()), grpc.RpcError)  # this client hands it on as it came
-    assert raised.code() is grpc.StatusCode.UNIMPLEMENTED
+    assert raised.code() is grpc.StatusCode.UNIMPLEMENTED, raised
     assert "ModelStreamInfer" in raised.details()
 
 
