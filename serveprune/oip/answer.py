@@ -90,7 +90,8 @@ class Answer:
         with self._lock:
             if self._state != _PENDING:
                 return False
-            self._state, self._response, self._error = state, response, error
+            # The state last: it is read without the lock.
+            self._response, self._error, self._state = response, error, state
             callbacks, self._callbacks = self._callbacks, None
         if callbacks is not None:
             for callback in callbacks:

@@ -1,4 +1,7 @@
-"""What the front ends decode into and encode from; nothing here knows HTTP or protobuf."""
+"""What the front ends decode into and encode from; nothing here knows HTTP or protobuf.
+
+Nobody changes any of it. What is made for each request is not frozen: that makes it five times as dear.
+"""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -9,7 +12,7 @@ from serveprune.oip.tensor import Tensor, TensorSpec
 Parameter = bool | int | float | str
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class InferenceRequest:
     """One inference as a client asked for it.
 
@@ -37,7 +40,7 @@ class InferenceRequest:
     min_quality: str | None = None
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class InferenceResponse:
     """The answer; ``parameters`` always hold ``tier`` and ``tier_reason``."""
 

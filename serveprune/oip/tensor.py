@@ -27,7 +27,7 @@ class TensorSpec:
         )
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Tensor:
     """A named array; BYTES elements are ``bytes`` objects, BF16 elements uint16 bit patterns."""
 

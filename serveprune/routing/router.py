@@ -34,7 +34,7 @@ class RouteReason(StrEnum):
     ADAPTIVE_LOAD = "adaptive_load"
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Route:
     """Where a request goes.
 

@@ -66,10 +66,9 @@ class LatencyModel:
 
     def costs(self, rows: int, length: int) -> tuple[float, float]:
         """Return what rows will take by themselves, and what they add to batches that are as large as it pays."""
-        table, correction = self._table, self.correction
-        together = table.worthwhile_rows(length)
-        added = table.seconds(together, length) * rows / together
-        return table.seconds(rows, length) * correction, added * correction
+        correction = self.correction
+        alone, added = self._table.costs(rows, length)
+        return alone * correction, added * correction
 
     def worthwhile_rows(self, length: int) -> int:
         """Return the rows from which on larger batches bring no more rows a second to speak of."""

@@ -52,6 +52,7 @@ class LatencyTable:
         self._worthwhile = tuple(map(_worthwhile_rows, self._curves))
         self.measured = dict(sorted(measured.items()))
         self._known: dict[tuple[int, int], float] = {}
+        self._known_costs: dict[tuple[int, int], tuple[float, float]] = {}
 
     @property
     def lengths(self) -> tuple[int, ...]:
@@ -73,6 +74,16 @@ class LatencyTable:
             known = self._interpolated(rows, length)
             if len(self._known) < _MOST_KNOWN:
                 self._known[rows, length] = known
+        return known
+
+    def costs(self, rows: int, length: int) -> tuple[float, float]:
+        """Return what rows take by themselves, and what they add to batches that are as large as it pays."""
+        known = self._known_costs.get((rows, length))
+        if known is None:
+            together = self.worthwhile_rows(length)
+            known = self.seconds(rows, length), self.seconds(together, length) * rows / together
+            if len(self._known_costs) < _MOST_KNOWN:
+                self._known_costs[rows, length] = known
         return known
 
     def quick_rows(self, length: int, *, seconds: float) -> int:

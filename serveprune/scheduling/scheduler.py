@@ -112,7 +112,7 @@ class Scheduler:
         for thread in self._threads:
             thread.start()
 
-    def submit(self, job: Job, *, more: bool = False) -> None:
+    def submit(self, job: Job, *, more: bool = False, before_queued: Callable[[], None] = lambda: None) -> None:
         """Queue a job, and compute it here if it is quick and an executor idles.
 
         Its ``done`` is called from an executor thread, from the one that abandons it, or from one that submits.
@@ -120,6 +120,7 @@ class Scheduler:
         Args:
             job: See `Job`.
             more: Others follow at once, which may share its run; the last one is followed by `proceed`.
+            before_queued: Called before other threads may compute it, unless none may before `proceed`.
 
         Raises:
             Unavailable: The scheduler is stopping.
@@ -130,6 +131,7 @@ class Scheduler:
         if more and is_quick(job):
             self._round.jobs.append(job)
             return
+        before_queued()
         with self._changed:
             if self._stopping:
                 raise _shutting_down()
@@ -159,10 +161,15 @@ class Scheduler:
 
     def _take_round(self, jobs: list[Job], executor: _Executor) -> Taken | None:
         """Return what is to be run of what this thread has submitted together; ``None`` once it waits with others."""
+        left = [job for job in jobs if job.abandoned]
+        if left:
+            for job in left:
+                _end(job, _caller_left())
+            jobs = [job for job in jobs if job not in left]
         with self._changed:
             if not self._stopping:
                 now = self._clock()
-                if not self._waiting and self._idle > self._computing_here:
+                if jobs and not self._waiting and self._idle > self._computing_here:
                     taken = self._waiting.take_directly(jobs, now=now)
                     if taken is not None:
                         self._computing_here += 1

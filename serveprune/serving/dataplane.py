@@ -93,9 +93,9 @@ class DataPlane:
         return call.answer
 
     def proceed(self) -> None:
-        """Go on with the requests after which more were to come: those that are quick are answered when it returns."""
-        self._scheduler.proceed()
+        """Go on with the requests after which more were to come: quick ones are computed here if an executor idles."""
         self._settlement.tally.apply()
+        self._scheduler.proceed()
 
     def _admit(self, request: InferenceRequest, *, more: bool) -> Call:
         started = self._clock()
@@ -177,11 +177,9 @@ class DataPlane:
             target=call.started + (math.inf if chosen.target_seconds is None else chosen.target_seconds),
             priority=call.priority,
         )
-        if not (call.more and known.fixed_work):
-            # It may be answered before this thread proceeds.
-            self._settlement.tally.apply()
-        self._scheduler.submit(job, more=call.more)
-        if not call.answer.done():
+        self._scheduler.submit(job, more=call.more, before_queued=self._settlement.tally.apply)
+        # One that was given up meanwhile is over, but its job is not.
+        if call.answer.cancelled() or not call.answer.done():
             call.answer.add_done_callback(lambda answer: self._scheduler.abandon(job) if answer.cancelled() else None)
 
     def _choose(self, call: Call, *, rows: int, length: int) -> Route:

@@ -115,9 +115,13 @@ class DirectCalls(ThreadPoolExecutor):
         """Submit a request in the serving thread."""
         self._submitted += 1
         answer = self.service_of.submit(request, more=True)
-        if self._submitted >= _MOST_TOGETHER:
+        if self._submitted >= _MOST_TOGETHER or self._is_round_full():
             self._proceed()
         return answer
+
+    def _is_round_full(self) -> bool:
+        """Tell whether all calls that may be in progress are there, so that waiting for more is in vain."""
+        return self._submitted >= len(self._active) and self._in_progress() >= self._max_active
 
     def _proceed(self) -> None:
         self._submitted = 0

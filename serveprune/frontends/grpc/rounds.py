@@ -14,6 +14,8 @@ from serveprune.frontends.grpc.runtime import Server
 
 _LOOK_SECONDS = 1.0
 """How often the loop looks whether the server still exists."""
+_MOST_EVENTS = 256
+"""That a round is held open for; each call is three or four."""
 
 NAMES = (
     "_ServerStage",
@@ -44,16 +46,20 @@ def start_in_rounds(server: Server, *, end_round: Callable[[], None], is_round_o
 
 
 def _serve(state: Server, end_round: Callable[[], None], is_round_open: Callable[[], bool]) -> None:
+    events = 0
     while True:
         is_open = is_round_open()
+        events = events + 1 if is_open else 0
         # What has passed already is a moment for which nobody waits.
         event = state.completion_queue.poll(0 if is_open else time.time() + _LOOK_SECONDS)
         if state.server_deallocated:
             runtime._begin_shutdown_once(state)
-        if event.completion_type == cygrpc.CompletionType.queue_timeout:
-            if is_open:
+        is_pause = event.completion_type == cygrpc.CompletionType.queue_timeout
+        if is_open and (is_pause or events >= _MOST_EVENTS):
+            end_round()
+        if not is_pause and not runtime._process_event_and_continue(state, event):
+            if is_round_open():
                 end_round()
-        elif not runtime._process_event_and_continue(state, event):
             return
         # The runtime spins if an event that holds a finished call is still there when the next one is awaited.
         event = None

@@ -100,10 +100,17 @@ class Connection(HttpToolsProtocol):  # type: ignore[misc]  # uvicorn is not ana
         if self._silent_bytes > self.limits.max_header_bytes:
             # The parser keeps a header until it is complete.
             self._refuse(_headers_too_large(self.limits))
-        elif self._in_headers or (self._in_body and self._exchange is not None):
+        elif self._is_reading():
             if not self.deadline.is_set or not self._waits_for_more:
                 self.deadline.set(self.limits.patience_seconds)
             self._waits_for_more = True
+
+    def _is_reading(self) -> bool:
+        """Tell whether the client, and not this server, is to be waited for; ASGI waits for bodies itself."""
+        if self._exchange is None:
+            return self._in_headers
+        # A pipelined request may be read while an exchange is on its way.
+        return self._in_body and self.cycle is self._exchange
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Stop waiting, and give up what is in flight."""
@@ -143,7 +150,8 @@ class Connection(HttpToolsProtocol):  # type: ignore[misc]  # uvicorn is not ana
     def on_headers_complete(self) -> None:
         """Leave the waiting to whoever answers, and who knows what the body is for."""
         self._silent_bytes = 0
-        self.deadline.clear()
+        if self._exchange is None:
+            self.deadline.clear()
         self._in_headers, self._in_body, self._waits_for_more = False, True, False
         new_head, self.new_head = self.new_head, None
         if self.parser.should_upgrade():
@@ -171,12 +179,18 @@ class Connection(HttpToolsProtocol):  # type: ignore[misc]  # uvicorn is not ana
         """Stop waiting for the client."""
         self._silent_bytes = 0
         self._in_message = self._in_body = False
+        if self.parser.should_upgrade():
+            # It comes once more, without the offer.
+            return
         if self._exchange is not None and self.cycle is self._exchange:
             self._exchange.on_complete()
             return
-        self.deadline.clear()
-        if not self.parser.should_upgrade():
-            super().on_message_complete()
+        if self.cycle.response_complete:
+            # Answered before its end.
+            self.deadline.set(self.limits.keep_alive_seconds)
+        elif self._exchange is None:
+            self.deadline.clear()
+        super().on_message_complete()
 
     def on_response_complete(self) -> None:
         """Go on with the next request, or wait for it, or for the rest of one that was answered before its end."""
@@ -185,6 +199,7 @@ class Connection(HttpToolsProtocol):  # type: ignore[misc]  # uvicorn is not ana
             return
         self.flow.resume_reading()
         if self.pipeline:
+            self.deadline.clear()
             self._start_asgi_task(*self.pipeline.pop())
         elif self._in_headers or (self._in_body and self.cycle.response_complete):
             self.deadline.set(self.limits.patience_seconds)
@@ -243,10 +258,10 @@ class Connection(HttpToolsProtocol):  # type: ignore[misc]  # uvicorn is not ana
         if self.transport.is_closing():
             return
         patience = self.limits.patience_seconds
-        if self._in_headers:
-            self._refuse(BodyTimeout(f"expected all headers within {patience:g} s; send them faster"))
-        elif self._exchange is not None:
+        if self._exchange is not None:
             self._exchange.time_out(patience_seconds=patience)
+        elif self._in_headers:
+            self._refuse(BodyTimeout(f"expected all headers within {patience:g} s; send them faster"))
         else:
             self.transport.close()
 

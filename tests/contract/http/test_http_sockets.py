@@ -160,6 +160,46 @@ def test_offer_of_http2_is_declined_and_the_body_kept(served: Served, split: int
             assert read_answer(connection).status == 200
 
 
+def test_offer_of_http2_behind_a_request_does_not_start_that_one_again() -> None:
+    offer = b"GET /v2/health/live HTTP/1.1\r\nHost: x\r\nConnection: Upgrade\r\nUpgrade: h2c\r\n\r\n"
+    with serve() as served, served.connect() as connection:
+        connection.sendall(post("/v2/models/slow/infer", b'{"inputs":[]}'))
+        assert served.plane.entered.wait(20)
+        connection.sendall(offer)
+        time.sleep(0.05)
+        served.plane.release.set()
+        received = b""
+        while received.count(b"HTTP/1.1 ") < 2:
+            received += connection.recv(65536)
+
+        assert re.findall(rb"HTTP/1\.1 (\d+)", received) == [b"200", b"200"]
+        assert len(served.plane.requests) == 1
+
+
+@pytest.mark.parametrize("pause_seconds", [0.0, 0.05])
+def test_idle_connection_is_closed_also_when_it_was_answered_before_its_body_came(
+    monkeypatch: pytest.MonkeyPatch, pause_seconds: float
+) -> None:
+    monkeypatch.setattr("serveprune.frontends.http.server._KEEP_ALIVE_SECONDS", 0.2)
+    with serve() as served, served.connect() as connection:
+        request = post("/v2/nothing", b"{}")
+        connection.sendall(request[:-2])
+        time.sleep(pause_seconds)
+        connection.sendall(request[-2:])
+        assert read_answer(connection).status == 404
+        assert is_closed(connection)
+
+
+def test_slow_request_behind_another_takes_nothing_from_the_first() -> None:
+    with serve(body_timeout_seconds=PATIENCE_SECONDS) as served, served.connect() as connection:
+        connection.sendall(post("/v2/models/slow/infer", b'{"inputs":[]}'))
+        assert served.plane.entered.wait(20)
+        connection.sendall(post("/v2/nothing", b"{}")[:-1])
+        time.sleep(2 * PATIENCE_SECONDS)
+        served.plane.release.set()
+        assert read_answer(connection).status == 200
+
+
 def test_chunked_body_is_read(served: Served) -> None:
     chunks = b"".join(b"%x\r\n%s\r\n" % (len(part), part) for part in (BODY[:7], BODY[7:]))
     head = f"POST {INFER} HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n".encode()

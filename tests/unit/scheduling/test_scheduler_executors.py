@@ -19,7 +19,7 @@ from unit.scheduling.variants import (
     submit,
 )
 
-from serveprune.errors import InvalidArgument, Unavailable
+from serveprune.errors import Cancelled, InvalidArgument, Unavailable
 from serveprune.oip.tensor import Array
 from serveprune.scheduling.latency_model import LatencyModel
 from serveprune.scheduling.scheduler import Scheduler
@@ -134,6 +134,32 @@ def test_no_more_is_computed_where_jobs_are_submitted_than_takes_a_moment(schedu
     for one in asked:
         one.outputs()
     assert variant.threads == [HERE] * 3 + ["executor-0"] * 3
+
+
+def test_job_whose_caller_left_before_its_round_proceeds_is_not_computed(scheduler: Scheduler) -> None:
+    variant = Where()
+    assert eventually(lambda: scheduler._idle == 1)
+    left, stayed = Asked(variant), Asked(variant)
+    for one in (left, stayed):
+        scheduler.submit(one.job, more=True)
+    scheduler.abandon(left.job)
+
+    scheduler.proceed()
+
+    assert isinstance(left.end(), Cancelled)
+    assert len(stayed.outputs()[0]) == 1
+    assert variant.threads == [HERE]
+
+
+def test_what_other_threads_may_compute_is_announced_before_they_can(scheduler: Scheduler) -> None:
+    happened: list[str] = []
+    assert eventually(lambda: scheduler._idle == 1)
+    scheduler.submit(Asked(Where()).job, more=True, before_queued=lambda: happened.append("quick"))
+    scheduler.proceed()
+    slow = Asked(Where(latency=measured({(1, 2): 1.0})))
+    scheduler.submit(slow.job, more=True, before_queued=lambda: happened.append("slow"))
+    slow.outputs()
+    assert happened == ["slow"]
 
 
 def test_jobs_that_proceed_after_the_scheduler_has_stopped_are_told_so(scheduler: Scheduler) -> None:

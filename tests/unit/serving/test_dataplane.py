@@ -298,6 +298,25 @@ def test_request_ends_once_when_its_caller_leaves_during_preprocessing_and_the_s
     assert planes.count(series.REQUESTS, "adder", "1", "dense", "CANCELLED") == 1
 
 
+def test_request_leaves_the_queue_when_its_caller_has_left_during_preprocessing(
+    make_planes: Callable[..., Planes],
+) -> None:
+    planes = make_planes()
+    occupied = occupy(planes)
+    planes.model.preprocessor = words = Words()
+    words.let_go.clear()
+    left = planes.dataplane.submit(text_request(b"a"))
+    assert words.started.wait(30)
+    assert left.cancel()
+    words.let_go.set()
+
+    assert eventually(lambda: planes.count(series.REQUESTS, "adder", "1", "dense", "CANCELLED") == 1)
+    assert len(planes.scheduler._waiting) == 0
+    planes.sessions["dense"].let_go.set()
+    occupied.result(30)
+    assert planes.is_at_rest
+
+
 def test_close_keeps_its_patience_and_ends_what_waits_for_preprocessing(make_planes: Callable[..., Planes]) -> None:
     planes = make_planes()
     planes.model.preprocessor = words = Words()
