@@ -1,6 +1,6 @@
 """Print what serving costs: serveprune against four Python servers and against ONNX Runtime without any server.
 
-    python tests/benchmarks/serving.py [--models mlp,fashion,minilm] [--servers serveprune,torchserve,...]
+    python tests/benchmarks/serving.py [--models mlp,conv,fashion,minilm] [--servers serveprune,torchserve,...]
         [--connections 1,8,32] [--protocols json,binary,grpc] [--seconds 5] [--rounds 3]
         [--all-settings | --choose-again] [--json FILE] [--peers .venv-peers]
 

@@ -1,10 +1,11 @@
-"""The three networks of the serving benchmark, as serveprune imports them: every server gets the same ONNX file."""
+"""The networks of the serving benchmark, as serveprune imports them: every server gets the same ONNX file."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
 from threading import Event
+from typing import Any
 
 import numpy as np
 import onnx
@@ -23,6 +24,9 @@ from serveprune.oip.tensor import Array
 TOKENS = 128
 _VOCABULARY = 30522
 _MLP_WIDTHS = (64, 256, 256, 10)
+_CONV_SHAPE = (3, 64, 64)
+_CONV_STAGES = ((32, 1), (64, 2), (64, 1), (128, 2))
+"""Channels and stride of each."""
 _DISTINCT = 16
 """Requests in rotation."""
 
@@ -74,34 +78,83 @@ def _answers(graph: Path, feeds: tuple[Feeds, ...]) -> list[Feeds]:
     return [dict(zip(names, session.run(names, dict(each)), strict=True)) for each in feeds]
 
 
+class _Layers:
+    """A network of layers that follow each other, with random weights that keep the scale of what passes."""
+
+    def __init__(self, given: str) -> None:
+        self._given = self._value = given
+        self._nodes: list[onnx.NodeProto] = []
+        self._constants: list[onnx.TensorProto] = []
+        self._random = np.random.default_rng(0)
+
+    def add(
+        self,
+        kind: str,
+        shape: tuple[int, ...] | None = None,
+        *,
+        fan_in: int = 0,
+        width: int = 0,
+        **attributes: Any,
+    ) -> None:
+        """Add an operator; with weights of a shape, and ``width`` biases, if it has any."""
+        number = len(self._nodes)
+        inputs = [self._value]
+        if shape is not None:
+            scale = np.float32(np.sqrt(2 / fan_in))
+            weight = self._random.standard_normal(shape).astype(np.float32) * scale
+            inputs += [f"weight{number}", f"bias{number}"]
+            self._constants += [
+                numpy_helper.from_array(weight, inputs[1]),
+                numpy_helper.from_array(np.zeros(width, np.float32), inputs[2]),
+            ]
+        self._value = f"value{number}"
+        self._nodes.append(helper.make_node(kind, inputs, [self._value], **attributes))
+
+    def save(self, file: Path, *, given: list[str | int], classes: int) -> dict[str, str]:
+        """Write the network, and return it as the source of a model."""
+        self._nodes[-1].output[0] = "scores"
+        graph = helper.make_graph(
+            self._nodes,
+            file.stem,
+            [helper.make_tensor_value_info(self._given, TensorProto.FLOAT, given)],
+            [helper.make_tensor_value_info("scores", TensorProto.FLOAT, ["batch", classes])],
+            self._constants,
+        )
+        model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=10)
+        onnx.checker.check_model(model, full_check=True)
+        onnx.save(model, file)
+        return {"onnx": str(file)}
+
+
 def _mlp(folder: Path) -> dict[str, str]:
     """Write a perceptron, ``(N, 64) -> (N, 10)`` float32: so small that a server is all overhead."""
-    random = np.random.default_rng(0)
-    nodes, constants, value = [], [], "features"
-    for index, (width, wider) in enumerate(pairwise(_MLP_WIDTHS)):
-        weight = random.standard_normal((width, wider)).astype(np.float32) * np.float32(np.sqrt(2 / width))
-        constants += [
-            numpy_helper.from_array(weight, f"weight{index}"),
-            numpy_helper.from_array(np.zeros(wider, np.float32), f"bias{index}"),
-        ]
-        last = index == len(_MLP_WIDTHS) - 2
-        made = "scores" if last else f"sum{index}"
-        nodes.append(helper.make_node("Gemm", [value, f"weight{index}", f"bias{index}"], [made]))
-        if not last:
-            nodes.append(helper.make_node("Relu", [made], [f"hidden{index}"]))
-        value = f"hidden{index}"
-    graph = helper.make_graph(
-        nodes,
-        "mlp",
-        [helper.make_tensor_value_info("features", TensorProto.FLOAT, ["batch", _MLP_WIDTHS[0]])],
-        [helper.make_tensor_value_info("scores", TensorProto.FLOAT, ["batch", _MLP_WIDTHS[-1]])],
-        constants,
-    )
-    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=10)
-    onnx.checker.check_model(model, full_check=True)
-    file = folder / "mlp.onnx"
-    onnx.save(model, file)
-    return {"onnx": str(file)}
+    layers = _Layers("features")
+    for width, wider in pairwise(_MLP_WIDTHS[:-1]):
+        layers.add("Gemm", (width, wider), fan_in=width, width=wider)
+        layers.add("Relu")
+    layers.add("Gemm", _MLP_WIDTHS[-2:], fan_in=_MLP_WIDTHS[-2], width=_MLP_WIDTHS[-1])
+    return layers.save(folder / "mlp.onnx", given=["batch", _MLP_WIDTHS[0]], classes=_MLP_WIDTHS[-1])
+
+
+def _conv(folder: Path) -> dict[str, str]:
+    """Write a convolutional network of usual size, ``(N, 3, 64, 64) -> (N, 10)`` float32: 79 million MACs a row."""
+    layers = _Layers("image")
+    channels = _CONV_SHAPE[0]
+    for wider, stride in _CONV_STAGES:
+        layers.add(
+            "Conv",
+            (wider, channels, 3, 3),
+            fan_in=9 * channels,
+            width=wider,
+            strides=[stride, stride],
+            pads=[1, 1, 1, 1],
+        )
+        layers.add("Relu")
+        channels = wider
+    layers.add("GlobalAveragePool")
+    layers.add("Flatten")
+    layers.add("Gemm", (channels, 10), fan_in=channels, width=10)
+    return layers.save(folder / "conv.onnx", given=["batch", *_CONV_SHAPE], classes=10)
 
 
 def _fashion(folder: Path) -> dict[str, str]:
@@ -125,11 +178,13 @@ def _sentence(random: np.random.Generator) -> Feeds:
 
 _SOURCES: Mapping[str, Callable[[Path], Mapping[str, object]]] = {
     "mlp": _mlp,
+    "conv": _conv,
     "fashion": _fashion,
     "minilm": _minilm,
 }
 _FEEDS: Mapping[str, Callable[[np.random.Generator], Feeds]] = {
     "mlp": lambda random: {"features": random.standard_normal((1, _MLP_WIDTHS[0]), dtype=np.float32)},
+    "conv": lambda random: {"image": random.standard_normal((1, *_CONV_SHAPE), dtype=np.float32)},
     "fashion": lambda random: {"image": random.standard_normal((1, 1, 28, 28), dtype=np.float32)},
     "minilm": _sentence,
 }
