@@ -7,6 +7,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from serveprune.cli.config_diff import diff
 from serveprune.config.loading import load_config
 from serveprune.config.root import ServePruneConfig
 from serveprune.config.schema import config_schema
@@ -16,6 +17,7 @@ from serveprune.preflight import check_datasets, check_packages
 _EXIT_BAD_INPUT = 2
 
 config_app = typer.Typer(no_args_is_help=True)
+config_app.command()(diff)
 
 
 @config_app.command()
