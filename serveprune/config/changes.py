@@ -187,7 +187,7 @@ def _of_profiles(old: ServePruneConfig, new: ServePruneConfig) -> Iterator[Chang
         else:
             for difference in differences(before, after, path=path):
                 if difference.path[2] == "gate":
-                    judged = "what was measured is judged anew, without a build"
+                    judged = "judged anew by what was measured"
                     yield _change(difference, loaded=tiers, note=unused or judged)
                 else:
                     yield _change(difference, built=tiers, note=unused)
