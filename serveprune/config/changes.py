@@ -137,16 +137,18 @@ def _of_one_model(name: str, old: ModelConfig, new: ModelConfig) -> Iterator[Cha
             difference,
             built=_of_model(name, built),
             loaded=_of_model(name, loaded),
-            note="" if built or loaded else f"nothing of {DENSE} depends on it, and there is no other tier",
+            note="" if built or loaded or len(new.tiers) > 1 else f"nothing of {DENSE}, its only tier, depends on it",
         )
 
 
 def _tiers_touched(setting: str, old: ModelConfig, new: ModelConfig) -> tuple[tuple[str, ...], tuple[str, ...]]:
     """Return which tiers of a model a changed setting has built anew, and which loaded anew.
 
-    The first follows what the recipes of `serveprune/artifacts/key.py` are made of.
+    The first follows what the recipes of `serveprune/artifacts/key.py` are made of. Tiers that come are a change of
+    their own.
     """
-    compressed = tuple(tier for tier in new.tiers if tier != DENSE)
+    every = tuple(tier for tier in new.tiers if tier in old.tiers)
+    compressed = tuple(tier for tier in every if tier != DENSE)
     match setting:
         case "task" | "calibration" | "evaluation":
             return compressed, ()
@@ -154,11 +156,11 @@ def _tiers_touched(setting: str, old: ModelConfig, new: ModelConfig) -> tuple[tu
             # Dense is the same graph on every backend, and stays with ONNX Runtime under `auto`.
             return compressed, (DENSE,) if "openvino" in (old.backend, new.backend) else ()
         case "version" | "max_batch_size" | "max_batch_elements" | "max_queue_delay_ms":
-            return (), new.tiers
+            return (), every
         case _:
             # `source` and `preprocessing` make another dense graph, of which the tiers are made. What is not known
             # here is taken for no less.
-            return new.tiers, ()
+            return every, ()
 
 
 def _of_tiers(model: str, old: tuple[str, ...], new: tuple[str, ...]) -> Iterator[Change]:
@@ -178,19 +180,23 @@ def _of_profiles(old: ServePruneConfig, new: ServePruneConfig) -> Iterator[Chang
     for name in _names(old.profiles, new.profiles):
         path: KeyPath = ("profiles", name)
         before, after = old.profiles.get(name), new.profiles.get(name)
-        tiers = tuple(TierName(model, name) for model, config in new.models.items() if name in config.tiers)
+        tiers = _tiers_of(name, new)
         unused = "" if tiers else "no model has this tier"
         if after is None:
             yield Change(path, DifferenceKind.REMOVED, before, None)
         elif before is None:
             yield Change(path, DifferenceKind.ADDED, None, after, built=tiers, note=unused)
         else:
+            kept = tuple(tier for tier in tiers if tier in _tiers_of(name, old))
             for difference in differences(before, after, path=path):
                 if difference.path[2] == "gate":
-                    judged = "judged anew by what was measured"
-                    yield _change(difference, loaded=tiers, note=unused or judged)
+                    yield _change(difference, loaded=kept, note="judged anew by what was measured" if kept else unused)
                 else:
-                    yield _change(difference, built=tiers, note=unused)
+                    yield _change(difference, built=kept, note=unused)
+
+
+def _tiers_of(profile: str, config: ServePruneConfig) -> tuple[TierName, ...]:
+    return tuple(TierName(name, profile) for name, model in config.models.items() if profile in model.tiers)
 
 
 def _of_deployments(old: ServePruneConfig, new: ServePruneConfig) -> Iterator[Change]:

@@ -41,7 +41,7 @@ models.hats
   +  build    added: {source: {onnx: hats.onnx}, tiers: [dense, int8]}  (dense, int8)
 
 profiles.int8
-  ~  load     gate.min_quality: 0.97 -> 0.98  (boots@int8, hats@int8; judged anew by what was measured)
+  ~  load     gate.min_quality: 0.97 -> 0.98  (boots@int8; judged anew by what was measured)
 
 profiles.lean
   ~  build    passes[0].prune.target: {speedup: 1.5} -> {latency_ms: 12}  (boots@lean)

@@ -141,6 +141,17 @@ CASES = {
         after("  boots:", "  shoes:"),
         [("removed", "models.boots", AT_ONCE, ""), ("added", "models.shoes", BUILD, "shoes@dense shoes@int8")],
     ),
+    "a tier that comes, of which more changes": (
+        after("a.npz", "z.npz")
+        .replace("tiers: [int8, lean]", "version: '2', tiers: [spare, int8, lean]")
+        .replace("spare: {passes: [{quantize: {}}]}", "spare: {passes: [{quantize: {keep_float: 1}}]}"),
+        [
+            ("changed", "models.minilm.version", LOAD, "minilm@dense minilm@int8 minilm@lean"),
+            ("changed", "models.minilm.evaluation.file", BUILD, "minilm@int8 minilm@lean"),
+            ("added", "models.minilm.tiers", BUILD, "minilm@spare"),
+            ("changed", "profiles.spare.passes[0].quantize.keep_float", AT_ONCE, ""),
+        ],
+    ),
     "passes": (
         after("scheme: dynamic", "scheme: static"),
         [("changed", "profiles.int8.passes[0].quantize.scheme", BUILD, "minilm@int8 boots@int8")],
