@@ -17,7 +17,6 @@ from serveprune.preflight import check_datasets, check_packages
 _EXIT_BAD_INPUT = 2
 
 config_app = typer.Typer(no_args_is_help=True)
-config_app.command()(diff)
 
 
 @config_app.command()
@@ -44,6 +43,9 @@ def check(
 def schema() -> None:
     """Print the JSON Schema of serveprune.yaml."""
     typer.echo(json.dumps(config_schema(), indent=2))
+
+
+config_app.command()(diff)
 
 
 def _judged(path: Path) -> tuple[ServePruneConfig | None, list[str]]:
