@@ -1,5 +1,5 @@
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any
@@ -62,26 +62,35 @@ class Router:
     """
 
     def __init__(
-        self,
-        models: Iterable[Model],
-        forecaster: Forecaster,
-        metrics: Metrics,
-        *,
-        deployments: Mapping[str, DeploymentConfig],
-        clock: Callable[[], float] = time.monotonic,
+        self, forecaster: Forecaster, metrics: Metrics, *, clock: Callable[[], float] = time.monotonic
     ) -> None:
         self._forecaster = forecaster
-        self._adaptive: dict[str, AdaptiveDeployment] = {}
-        for model in models:
-            deployment = deployments.get(model.name)
-            if deployment is not None and deployment.target_latency_ms is not None:
-                self._adaptive[model.name] = AdaptiveDeployment(
-                    model,
-                    metrics,
-                    target_seconds=deployment.target_latency_ms / 1e3,
-                    min_quality=deployment.min_quality,
-                    clock=clock,
-                )
+        self._metrics = metrics
+        self._clock = clock
+        self._adaptive: dict[Model, AdaptiveDeployment] = {}
+
+    def deploy(self, model: Model, deployment: DeploymentConfig) -> None:
+        """Spread the traffic of a model as its deployment says, from now on.
+
+        An adaptive deployment that changes in other ways than its target and least quality goes on where it was.
+        """
+        if deployment.target_latency_ms is None:
+            self._adaptive.pop(model, None)
+            return
+        target_seconds, present = deployment.target_latency_ms / 1e3, self._adaptive.get(model)
+        if present is None or (present.target_seconds, present.min_quality) != (target_seconds, deployment.min_quality):
+            self._adaptive[model] = AdaptiveDeployment(
+                model,
+                self._metrics,
+                target_seconds=target_seconds,
+                min_quality=deployment.min_quality,
+                clock=self._clock,
+            )
+
+    def keep_only(self, models: Iterable[Model]) -> None:
+        """Keep nothing of any other model."""
+        kept = set(models)
+        self._adaptive = {model: adaptive for model, adaptive in self._adaptive.items() if model in kept}
 
     def route(
         self,
@@ -111,7 +120,7 @@ class Router:
             Unavailable: See `route`; or the tier that may meet the demands is still being built.
             FailedPrecondition: See `route`.
         """
-        adaptive = self._adaptive.get(model.name)
+        adaptive = self._adaptive.get(model)
         if objective is not None:
             if choice.tier is not None:
                 raise InvalidArgument(
@@ -127,7 +136,7 @@ class Router:
 
     def adaptive_state(self, model: Model) -> dict[str, Any] | None:
         """Return how a model's adaptive deployment stands, ready for JSON; ``None`` where it has none."""
-        adaptive = self._adaptive.get(model.name)
+        adaptive = self._adaptive.get(model)
         return adaptive.describe() if adaptive is not None else None
 
     def _ready(

@@ -34,12 +34,14 @@ class Settlement:
     and the series show this one.
     """
 
-    def __init__(self, admission: Admission, in_flight: Mapping[str, Gauge], *, clock: Callable[[], float]) -> None:
+    def __init__(
+        self, admission: Admission, in_flight: Mapping[tuple[str, str], Gauge], *, clock: Callable[[], float]
+    ) -> None:
         """Remember where to give back and count.
 
         Args:
             admission: Gave each request its place.
-            in_flight: Model -> its requests that have not ended.
+            in_flight: Model and version -> its requests that have not ended.
             clock: That of the requests.
         """
         self._admission = admission
@@ -94,7 +96,7 @@ class Settlement:
         if not call.finished.acquire(blocking=False):
             return False
         self._admission.leave(call.model.name, call.size_bytes)
-        tally.count(self._in_flight[call.model.name], -1)
+        tally.count(self._in_flight[call.model.key], -1)
         if call.route is not None:
             call.route.instance.release()
         series = call.series

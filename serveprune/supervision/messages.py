@@ -30,6 +30,13 @@ class Begin(_Message):
     series_folder: Path
 
 
+class Apply(_Message):
+    """Supervisor to process: what to serve from now on."""
+
+    kind: Literal["apply"] = "apply"
+    config: ServePruneConfig
+
+
 class Listen(_Message):
     """Supervisor to process: open your ports."""
 
@@ -103,6 +110,7 @@ class Checked(_Message):
 
 Message = (
     Begin
+    | Apply
     | Listen
     | Listening
     | NotStarted

@@ -25,6 +25,7 @@ from serveprune.server import Endpoints
 from serveprune.serving.report import count_build
 from serveprune.supervision.division import config_of_one_process
 from serveprune.supervision.messages import (
+    Apply,
     Begin,
     BuildAsked,
     BuildEnded,
@@ -125,6 +126,16 @@ class Supervisor:
             raise
         return endpoints
 
+    def apply(self, config: ServePruneConfig) -> None:
+        """Have all processes serve what another config says; see `Server.apply`."""
+        assert self._builds is not None
+        with self._changed:
+            self._config = config.model_copy(update={"server": self._config.server})
+            for child in self._children():
+                child.standing = None
+                child.channel.send(Apply(config=config_of_one_process(self._config)))
+        self._builds.cancel_unless(lambda request: request.is_wanted_by(config))
+
     def stop(self, *, drain_seconds: float | None = None) -> bool:
         """Have all processes drain at the same time, end builds, and release everything; idempotent.
 
@@ -145,6 +156,12 @@ class Supervisor:
             self._builds.close(timeout_seconds=_STOP_MARGIN_SECONDS)
         self._held.close()
         return True
+
+    @property
+    def metrics(self) -> Metrics:
+        """Its own series; there once it has started."""
+        assert self._metrics is not None
+        return self._metrics
 
     @property
     def failure(self) -> ServePruneError | None:
@@ -267,8 +284,8 @@ class Supervisor:
             selector.register(child.pidfd, selectors.EVENT_READ, place)
             with self._changed:
                 place.child = child
-            begin = Begin(config=config_of_one_process(self._config), process=place.name, series_folder=self._folder)
-            child.channel.send(begin)
+                config = config_of_one_process(self._config)
+                child.channel.send(Begin(config=config, process=place.name, series_folder=self._folder))
 
     def _look(self, selector: selectors.BaseSelector) -> None:
         """Read what processes said, and take note of those that ended."""
