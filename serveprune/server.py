@@ -36,6 +36,8 @@ from serveprune.models.registry import Model, Registry
 from serveprune.models.repository import VariantRepository
 from serveprune.observability import metrics as series
 from serveprune.observability.metrics import Metrics
+from serveprune.rollouts.driver import RolloutDriver
+from serveprune.rollouts.rollouts import Rollouts
 from serveprune.routing.router import Router
 from serveprune.scheduling.job import Executable
 from serveprune.scheduling.scheduler import Drop, Scheduler
@@ -43,6 +45,7 @@ from serveprune.serving.admission import Admission
 from serveprune.serving.controlplane import ControlPlane
 from serveprune.serving.dataplane import DataPlane
 from serveprune.serving.report import VariantReporter
+from serveprune.serving.rollout_sides import RolloutSides
 
 _log = logging.getLogger(__name__)
 
@@ -139,6 +142,11 @@ class Server:
             self.dataplane, self.controlplane, config=config.server, on_rejected=self.dataplane.count_rejection
         )
         self._metrics_endpoint = MetricsEndpoint(self.metrics.registry) if alone else None
+        self.sides = RolloutSides(self.registry, self._router)
+        self.rollouts = Rollouts(config.store.path, self.metrics) if alone else None
+        self._driver = (
+            RolloutDriver(self.rollouts, observe=self.sides.observe, obey=self.sides.obey) if self.rollouts else None
+        )
         self._deploy(config, models.values())
 
     def apply(self, config: ServePruneConfig) -> None:
@@ -163,6 +171,9 @@ class Server:
         for model in models:
             self._expect(model)
             self._router.deploy(model, deployments[model.name])
+        self.sides.deploy(deployments)
+        if self.rollouts is not None:
+            self.rollouts.deploy(deployments)
         self._scheduler.share_out({name: deployment.share for name, deployment in deployments.items()})
         self._admission.limit_models(
             {
@@ -194,6 +205,8 @@ class Server:
         """Begin to load and build, in the background."""
         gc.set_threshold(*_COLLECT_AFTER)
         self.controlplane.start()
+        if self._driver is not None:
+            self._driver.start()
 
     def listen(self) -> Endpoints:
         """Listen on all ports.
@@ -230,6 +243,8 @@ class Server:
             thread.start()
         for thread in fronts:
             thread.join()
+        if self._driver is not None:
+            self._driver.stop()
         at_rest = self.dataplane.close(drain_seconds=_left(deadline))
         at_rest &= self._scheduler.stop(drain_seconds=_left(deadline))
         at_rest &= self.controlplane.stop(timeout_seconds=_left(deadline + _STOP_MARGIN_SECONDS))

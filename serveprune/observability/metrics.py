@@ -177,6 +177,27 @@ CONFIG_RELOAD_SECONDS = Metric(
     "When the config file was last found to be good, in seconds since the epoch.",
     (),
 )
+ROLLOUT_WEIGHT = Metric(
+    "serveprune_rollout_canary_weight_ratio",
+    "gauge",
+    "Share of the requests that name no tier which goes to the canary.",
+    ("model",),
+)
+ROLLOUT_STEP = Metric(
+    "serveprune_rollout_step", "gauge", "Step of the rollout that is under way, counted from 0.", ("model",)
+)
+ROLLOUT_PHASE = Metric(
+    "serveprune_rollout_phase",
+    "gauge",
+    "1 for the phase that the rollout is in (waiting, progressing, paused, promoted, aborted), 0 for the others.",
+    ("model", "phase"),
+)
+ROLLOUT_CHANGES = Metric(
+    "serveprune_rollout_changes_total",
+    "counter",
+    "What happened to rollouts: canary_ready, canary_not_ready, step, paused, resumed, promoted, aborted.",
+    ("model", "kind"),
+)
 PROCESSES = Metric("serveprune_processes", "gauge", "Serving processes that listen.", (), merge="sum")
 PROCESS_RESTARTS = Metric(
     "serveprune_process_restarts_total", "counter", "Serving processes that ended unasked and were replaced.", ()

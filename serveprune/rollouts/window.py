@@ -91,6 +91,13 @@ class Window:
         for seconds in latencies_seconds:
             slot.latencies[bisect_left(self._bounds, seconds)] += 1
 
+    def add_counts(self, counts: Counts, *, now: float) -> None:
+        """Count what was counted elsewhere, with the same bounds."""
+        slot = self._slot(now)
+        slot.errors += counts.errors
+        slot.latencies = [own + more for own, more in zip(slot.latencies, counts.latencies.counts, strict=True)]
+        slot.agreements += counts.agreements
+
     def add_agreements(self, values: Iterable[float], *, now: float) -> None:
         """Count comparisons; a value that is not finite counts as 0, for what cannot be compared does not agree."""
         known = [value if math.isfinite(value) else 0.0 for value in values]

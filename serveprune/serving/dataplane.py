@@ -19,7 +19,8 @@ from serveprune.oip.answer import Answer
 from serveprune.oip.messages import InferenceRequest, ModelMetadata, ServerMetadata
 from serveprune.oip.tensor import Tensor
 from serveprune.routing.objective import objective_of
-from serveprune.routing.router import Route, Router, route
+from serveprune.routing.route import Route
+from serveprune.routing.router import Router, route
 from serveprune.routing.tier_selection import QUALIFIER, TierChoice, choose_tier, split_name
 from serveprune.routing.urgency import urgency_of
 from serveprune.scheduling.job import Job, JobResult, row_length
@@ -129,6 +130,7 @@ class DataPlane:
             deadline,
             self._series[model.key, choice.tier or model.default_tier],
             more,
+            self._router.sticky_key(model, request),
         )
 
     def _step(self, call: Call, step: Callable[[Call, Sequence[Tensor]], None], tensors: Sequence[Tensor]) -> None:
@@ -205,6 +207,7 @@ class DataPlane:
             rows=rows,
             length=length,
             elapsed_seconds=self._clock() - call.started,
+            sticky_key=call.sticky_key,
         )
         chosen.instance.acquire()
         if chosen.deadline_seconds is not None:

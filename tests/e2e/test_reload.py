@@ -167,9 +167,9 @@ def test_changed_profile_is_built_while_the_former_tier_answers(
     running, config = serve(file).wait_open().wait_ready("fashion"), Config(file)
     former = running.tiers("fashion")["int8"]["artifact"]
     images = fashion_images(tmp_path, 4)
-    symmetric = {**INT8, "passes": [{"quantize": {"dtype": "int8", "scheme": "static", "per_channel": False}}]}
+    static = {**INT8, "passes": [{"quantize": {"dtype": "int8", "scheme": "static"}}]}
 
-    config.write(profiles={"int8": symmetric})
+    config.write(profiles={"int8": static})
 
     def is_building() -> bool:
         renewal = running.tiers("fashion")["int8"]["renewal"]

@@ -26,7 +26,8 @@ from serveprune.models.variant import VariantState
 from serveprune.observability import metrics as series
 from serveprune.observability.metrics import Metrics
 from serveprune.routing.objective import Objective
-from serveprune.routing.router import Route, Router, RouteReason
+from serveprune.routing.route import Route, RouteReason
+from serveprune.routing.router import Router
 from serveprune.routing.tier_selection import TierChoice
 from serveprune.scheduling.forecast import Forecast
 from serveprune.scheduling.job import Executable
