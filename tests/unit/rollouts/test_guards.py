@@ -59,6 +59,11 @@ def test_error_ratio_is_broken_when_it_is_known_to_be_above_the_limit(
     assert finding({"max_error_ratio": 0.01}, canary).verdict is verdict
 
 
+def test_limit_of_no_error_is_kept_without_an_error_and_broken_by_one() -> None:
+    assert finding({"max_error_ratio": 0}, counts(200)).verdict is OK
+    assert finding({"max_error_ratio": 0}, counts(199, errors=1)).verdict is BREACH
+
+
 def test_error_ratio_is_told_with_its_figures() -> None:
     found = finding({"max_error_ratio": 0.01}, counts(483, errors=17))
     assert found == Finding(
@@ -156,6 +161,20 @@ def test_p99_against_stable_is_broken_when_it_is_known_to_be_above_what_stable_s
     canary: Counts, stable: Counts, verdict: Verdict
 ) -> None:
     assert finding({"max_p99_times_stable": 1.2}, canary, stable).verdict is verdict
+
+
+@pytest.mark.parametrize(("factor", "verdict"), [(1.2, BREACH), (2.0, OK), (0.5, BREACH)])
+def test_p99_against_stable_allows_as_much_more_as_the_factor_says(factor: float, verdict: Verdict) -> None:
+    # 15 ms against at most 10.77 ms.
+    canary = counts(1000, slow=30, slow_ms=15.0)
+    assert finding({"max_p99_times_stable": factor}, canary, counts(1000)).verdict is verdict
+
+
+def test_p99_against_stable_needs_as_many_samples_as_asked_for_on_both_sides() -> None:
+    guards = {"max_p99_times_stable": 1.2, "min_samples": 500}
+    assert finding(guards, counts(500), counts(499)).verdict is LACKING
+    assert finding(guards, counts(499), counts(500)).verdict is LACKING
+    assert finding(guards, counts(500), counts(500)).verdict is OK
 
 
 def test_p99_against_stable_is_told_with_its_figures() -> None:

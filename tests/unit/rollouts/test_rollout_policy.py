@@ -137,6 +137,13 @@ def test_breach_is_nothing_to_a_canary_that_was_promoted() -> None:
     assert played.tick(2, BREACH).stands == (Phase.PROMOTED, 100)
 
 
+def test_readiness_is_no_news_of_a_canary_that_was_aborted() -> None:
+    played = Played(policy()).tick(0).tick(1, BREACH)
+    told = len(played.changes)
+    assert played.tick(2, is_ready=False).tick(3).stands == (Phase.ABORTED, 0)
+    assert len(played.changes) == told
+
+
 @pytest.mark.parametrize("judgement", [LACKING, None])
 def test_pause_does_not_end_before_its_guards_have_seen_enough(judgement: Judgement | None) -> None:
     played = Played(policy()).tick(0, judgement)
@@ -204,6 +211,13 @@ def test_step_that_waits_for_an_operator_goes_on_waiting_when_a_pause_is_lifted(
     assert played.tick(65).stands == (Phase.PROMOTED, 100)
 
 
+def test_each_step_that_waits_for_an_operator_waits_for_itself() -> None:
+    played = Played(policy([{"setWeight": 5}, {"pause": {}}, {"pause": {}}])).tick(0)
+    played.then(played.policy.resume(played.rollout, now=1, who="ann"))
+    assert played.tick(2).stands == (Phase.PAUSED, 5)
+    assert played.rollout.reason == "step 3 of 3: waits for an operator"
+
+
 def test_pause_holds_when_the_canary_gets_ready_meanwhile() -> None:
     played = Played(policy())
     played.then(played.policy.pause(played.rollout, now=0, who="ann"))
@@ -234,7 +248,8 @@ def test_operator_aborts_for_good(why: str, told: str) -> None:
     played = Played(policy()).tick(0)
     played.then(played.policy.abort(played.rollout, now=1, who="ann", why=why))
     assert played.stands == (Phase.ABORTED, 0)
-    assert (played.rollout.reason, played.last, played.changes[-1].who) == (told, told, "ann")
+    assert (played.rollout.reason, played.rollout.who) == (told, "ann")
+    assert played.changes[-1] == Change(ChangeKind.ABORTED, 1, told, 0, "ann")
     assert played.tick(1000).stands == (Phase.ABORTED, 0)
     with pytest.raises(FailedPrecondition, match="aborted by ann"):
         played.policy.abort(played.rollout, now=1001, who="bob")
@@ -274,6 +289,26 @@ def test_stored_rollout_goes_on_where_it_was_when_it_is_the_same() -> None:
     assert again.tick(5).stands == (Phase.PROGRESSING, 5)
     assert again.tick(24).percent == 5
     assert again.tick(25).percent == 25
+
+
+def test_nothing_goes_to_a_canary_before_the_first_tick_after_a_change_of_the_config() -> None:
+    played = Played(policy()).tick(0)
+    played.rollout = played.policy.start(IDENTITY, stored=played.rollout)
+    assert played.stands == (Phase.WAITING, 0)
+    assert played.tick(1).stands == (Phase.PROGRESSING, 5)
+
+
+def test_stored_rollout_waits_for_its_promotion_again_when_all_steps_are_done() -> None:
+    played = Played(policy([{"setWeight": 5}, {"pause": 60}]))
+    played.rollout = played.policy.start(IDENTITY, stored=Rollout(IDENTITY, step=2))
+    assert played.tick(0, LACKING).stands == (Phase.PROGRESSING, 5)
+    assert played.tick(1).stands == (Phase.PROMOTED, 100)
+
+
+def test_time_does_not_count_twice_when_moments_come_out_of_order() -> None:
+    played = Played(policy()).tick(0).tick(30).tick(10).tick(59)
+    assert played.rollout.step_seconds == 59
+    assert played.tick(60).percent == 25
 
 
 def test_rollout_begins_anew_when_it_is_another_one() -> None:
