@@ -31,6 +31,8 @@ from serveprune.supervision.messages import (
     Listening,
     Message,
     NotStarted,
+    Observed,
+    Spread,
     Standing,
 )
 
@@ -38,6 +40,7 @@ EXIT_NOT_STARTED = 2
 EXIT_ABANDONED = 3
 
 _POLL_SECONDS = 0.1
+_LOOK_SECONDS = 0.2
 
 
 def main() -> int:
@@ -94,6 +97,8 @@ def _hear(
             case Apply():
                 server.apply(message.config)
                 applied.set()
+            case Spread():
+                server.sides.obey(message.model, message.percent, message.artifact)
             case CheckAsked():
                 endpoints = Endpoints(message.http, message.grpc, message.metrics)
                 channel.send(Checked(problems=tuple(self_test(server, endpoints))))
@@ -111,6 +116,7 @@ def _serve_until_stopped(
     """Listen when the supervisor says so, and tell it how the tiers stand until they are settled."""
     told: Standing | None = None
     listens = False
+    looked = time.monotonic()
     while not stop_signals.received:
         if may_listen.is_set() and not listens:
             endpoints = server.listen()
@@ -129,6 +135,11 @@ def _serve_until_stopped(
             if standing != told:
                 channel.send(standing)
                 told = standing
+        if time.monotonic() - looked >= _LOOK_SECONDS:
+            looked = time.monotonic()
+            observed = server.sides.observe()
+            if observed and listens:
+                channel.send(Observed(models=observed))
         time.sleep(_POLL_SECONDS)
 
 

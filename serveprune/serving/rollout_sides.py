@@ -21,6 +21,7 @@ class RolloutSides:
         self._router = router
         self._lock = threading.Lock()
         self._sides: dict[str, tuple[str, tuple[float, ...], Side, Side]] = {}
+        self._parts: dict[str, tuple[int, str | None]] = {}
 
     def deploy(self, deployments: Mapping[str, DeploymentConfig]) -> None:
         """Have the canaries of these deployments; one that counts as before goes on counting."""
@@ -33,10 +34,14 @@ class RolloutSides:
                 sides[model] = present if present and is_same else (tier, bounds, Side(bounds), Side(bounds))
         with self._lock:
             self._sides = sides
+            self._parts = {model: part for model, part in self._parts.items() if model in sides}
 
     def observe(self) -> dict[str, Observation]:
         """Return what each model's canary was up to since the last call."""
         with self._lock:
+            # Another model may have taken the place of the one that was told.
+            for model in self._sides:
+                self._obey(model)
             return {
                 model: Observation(self._artifact(model, tier), canary.take(), stable.take())
                 for model, (tier, _, canary, stable) in self._sides.items()
@@ -45,10 +50,13 @@ class RolloutSides:
     def obey(self, model: str, percent: int, artifact: str | None) -> None:
         """Give the canary of a model its part of the requests, as long as it serves this artifact."""
         with self._lock:
-            sides, registered = self._sides.get(model), self._registry.find(model)
-        if sides is not None and registered is not None:
-            _, _, canary, stable = sides
-            self._router.obey(registered, CanaryOrder(percent, artifact, canary, stable))
+            self._parts[model] = (percent, artifact)
+            self._obey(model)
+
+    def _obey(self, model: str) -> None:
+        sides, part, registered = self._sides.get(model), self._parts.get(model), self._registry.find(model)
+        if sides is not None and part is not None and registered is not None:
+            self._router.obey(registered, CanaryOrder(*part, *sides[2:]))
 
     def _artifact(self, model: str, tier: str) -> str | None:
         registered = self._registry.find(model)
