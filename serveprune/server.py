@@ -46,6 +46,7 @@ from serveprune.serving.controlplane import ControlPlane
 from serveprune.serving.dataplane import DataPlane
 from serveprune.serving.report import VariantReporter
 from serveprune.serving.rollout_sides import RolloutSides
+from serveprune.serving.shadowing import Shadowing
 
 _log = logging.getLogger(__name__)
 
@@ -124,6 +125,7 @@ class Server:
             adaptive_state=self._router.adaptive_state,
             on_settled=_spare_the_collector,
         )
+        self._shadowing = Shadowing(self.metrics, is_calm=lambda: self._scheduler.is_calm)
         self._admission = Admission(limit=config.server.max_queued_requests, max_bytes=config.server.max_queued_bytes)
         self.dataplane = DataPlane(
             self.registry,
@@ -131,6 +133,7 @@ class Server:
             self._scheduler,
             self._admission,
             self.metrics,
+            self._shadowing,
             preprocessing_threads=config.server.executors,
             request_timeout_seconds=config.server.request_timeout_seconds,
             max_request_rows=config.server.max_request_rows,
@@ -172,6 +175,7 @@ class Server:
             self._expect(model)
             self._router.deploy(model, deployments[model.name])
         self.sides.deploy(deployments)
+        self._shadowing.deploy(deployments)
         if self.rollouts is not None:
             self.rollouts.deploy(deployments)
         self._scheduler.share_out({name: deployment.share for name, deployment in deployments.items()})
@@ -245,6 +249,7 @@ class Server:
             thread.join()
         if self._driver is not None:
             self._driver.stop()
+        self._shadowing.stop()
         at_rest = self.dataplane.close(drain_seconds=_left(deadline))
         at_rest &= self._scheduler.stop(drain_seconds=_left(deadline))
         at_rest &= self.controlplane.stop(timeout_seconds=_left(deadline + _STOP_MARGIN_SECONDS))

@@ -24,6 +24,7 @@ _REQUEST_SECONDS = (
     0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0,
 )  # fmt: skip
 _BUILD_SECONDS = (1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0, 300.0, 600.0, 1800.0, 3600.0)
+_AGREEMENTS = (0.0, 0.5, 0.8, 0.9, 0.95, 0.98, 0.99, 0.995, 0.999, 1.0)
 _BATCH_ROWS = (1.0, 2.0, 4.0, 8.0, 16.0, 32.0, 64.0, 128.0, 256.0)
 
 
@@ -176,6 +177,21 @@ CONFIG_RELOAD_SECONDS = Metric(
     "gauge",
     "When the config file was last found to be good, in seconds since the epoch.",
     (),
+)
+SHADOW_AGREEMENT = Metric(
+    "serveprune_shadow_agreement_ratio",
+    "histogram",
+    "How far live answers of a tier agreed with those of the shadow tier to the same requests, by the metric that "
+    "tiers are judged by; 1 is the same answer.",
+    (*_VARIANT, "shadow"),
+    buckets=_AGREEMENTS,
+)
+SHADOWED = Metric(
+    "serveprune_shadowed_requests_total",
+    "counter",
+    "Requests that were to be computed once more by the shadow tier: compared, dropped (because of the load, or "
+    "because the tier was not ready) or failed.",
+    (*_VARIANT, "shadow", "outcome"),
 )
 ROLLOUT_WEIGHT = Metric(
     "serveprune_rollout_canary_weight_ratio",

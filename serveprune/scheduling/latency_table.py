@@ -4,10 +4,10 @@ from bisect import bisect_left
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-_WORTHWHILE = 1.05
+_WORTHWHILE = 1.03
 """A batch is as large as it pays: beyond it a row gets no cheaper than by this factor."""
 
-_RUN_SECONDS = 0.0001
+_RUN_SECONDS = 0.0002
 """What a run costs the server beside its compute: batches of quick graphs pay for that alone."""
 
 _MOST_KNOWN = 4096

@@ -204,6 +204,12 @@ class Scheduler:
             self._wake(now)
             return None
 
+    @property
+    def is_calm(self) -> bool:
+        """Whether nothing waits, and an executor is free for what comes next."""
+        with self._changed:
+            return not self._waiting and self._idle > self._computing_here
+
     def abandon(self, job: Job) -> None:
         """Give an answer up: compute is spared as far as it has not begun; ``done`` is told once that is certain."""
         job.abandoned = True

@@ -29,6 +29,7 @@ from serveprune.serving.admission import Admission
 from serveprune.serving.call import Call
 from serveprune.serving.feeds import graph_feeds, needs_preprocessing, preprocess
 from serveprune.serving.settlement import Settlement
+from serveprune.serving.shadowing import Shadowing
 from serveprune.serving.variant_series import VariantSeries
 
 _log = logging.getLogger(__name__)
@@ -46,6 +47,7 @@ class DataPlane:
         scheduler: Scheduler,
         admission: Admission,
         metrics: Metrics,
+        shadowing: Shadowing,
         *,
         preprocessing_threads: int,
         request_timeout_seconds: float,
@@ -65,7 +67,8 @@ class DataPlane:
         self._series: dict[tuple[tuple[str, str], str], VariantSeries] = {}
         self._in_flight: dict[tuple[str, str], Gauge] = {}
         self._rejected = {code: metrics.counter(series.REJECTED_REQUESTS, code) for code in Code}
-        self._settlement = Settlement(admission, self._in_flight, clock=clock)
+        self._shadowing = shadowing
+        self._settlement = Settlement(admission, self._in_flight, shadowing, clock=clock)
         scheduler.after_batch = self._settlement.settle
 
     def expect(self, model: Model) -> None:
@@ -183,6 +186,8 @@ class DataPlane:
         feeds, rows = graph_feeds(tensors, known.inputs, max_rows=self._max_rows, alternative=alternative)
         _check_outputs(call.outputs, known.output_names)
         chosen = self._choose(model, call, rows=rows, length=known.fixed_length or row_length(feeds, known.padding))
+        if self._shadowing.is_active:
+            call.sample = self._shadowing.sample(model, chosen, feeds)
         job = Job(
             chosen.instance,
             feeds,

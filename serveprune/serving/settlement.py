@@ -12,6 +12,7 @@ from serveprune.rollouts.side import Side
 from serveprune.scheduling.job import Job, JobResult
 from serveprune.serving.admission import Admission
 from serveprune.serving.call import Call
+from serveprune.serving.shadowing import Shadowing
 from serveprune.serving.variant_series import OK
 
 _TIMER_SLACK_SECONDS = 0.02
@@ -39,18 +40,25 @@ class Settlement:
     """
 
     def __init__(
-        self, admission: Admission, in_flight: Mapping[tuple[str, str], Gauge], *, clock: Callable[[], float]
+        self,
+        admission: Admission,
+        in_flight: Mapping[tuple[str, str], Gauge],
+        shadowing: Shadowing,
+        *,
+        clock: Callable[[], float],
     ) -> None:
         """Remember where to give back and count.
 
         Args:
             admission: Gave each request its place.
             in_flight: Model and version -> its requests that have not ended.
+            shadowing: Takes the samples of those that were answered.
             clock: That of the requests.
         """
         self._admission = admission
         self._in_flight = in_flight
         self._clock = clock
+        self._shadowing = shadowing
         self._here = _Here()
 
     @property
@@ -71,7 +79,10 @@ class Settlement:
         ended = [(call, outputs) for call, outputs, result in computed if self._end(call, tally, now, result=result)]
         tally.apply()
         for call, outputs in ended:
-            call.answer.set_result(call.response(outputs))
+            response = call.response(outputs)
+            call.answer.set_result(response)
+            if call.sample is not None:
+                self._shadowing.offer(call.sample, response)
 
     def fail(self, call: Call, error: ServePruneError) -> None:
         """End a request that cannot be answered."""

@@ -13,7 +13,7 @@ import yaml
 from contract.grpc.messages import of_arrays
 
 from e2e.conftest import Serve
-from e2e.deployment import fashion_images, write_fashion
+from e2e.deployment import FASHION, fashion_images, write_fashion
 from e2e.server_process import ServerProcess, wait_until
 
 STEPS = [{"setWeight": 20}, {"pause": "1s"}, {"setWeight": 50}, {"pause": "1s"}, {"setWeight": 100}]
@@ -65,6 +65,36 @@ def rolling(serve: Serve, tmp_path: Path, fashion_store: Path) -> Any:
         return serve(file).wait_open().wait_ready("fashion")
 
     return start
+
+
+@pytest.mark.slow
+def test_canary_whose_answers_are_wrong_is_taken_back_by_its_live_agreement(
+    serve: Serve, tmp_path: Path, fashion_store: Path
+) -> None:
+    """Its gate let it pass: nothing but a comparison with dense can tell."""
+    nearly_nothing = {
+        "structure": "weights",
+        "importance": "magnitude",
+        "target": {"sparsity": 0.995},
+        "scope": "global",
+    }
+    broken = {"passes": [{"prune": nearly_nothing}], "gate": {"min_quality": 0.0, "max_batch_deviation": 1.0}}
+    guards = {"min_agreement": 0.9, "min_samples": 30, "window": "1m"}
+    canary = {"tier": "broken", "steps": [{"setWeight": 50}, {"pause": "1h"}], "guards": guards}
+    file = write_fashion(
+        tmp_path,
+        stored=fashion_store,
+        profiles={"broken": broken},
+        models={"fashion": {**FASHION, "tiers": ["dense", "broken"]}},
+        deployments={"fashion": {"canary": canary, "shadow": {"tier": "dense", "sample_ratio": 0.5}}},
+    )
+    server = serve(file).wait_open().wait_ready("fashion")
+    with Callers(server) as callers:
+        wait_until(lambda: is_in(server, "aborted"), what="the canary is taken back")
+    assert set(callers.tiers) == {"dense", "broken"}
+    assert "agreement" in audit(server)[-1]["text"]
+    compared = {"model": "fashion", "tier": "broken", "shadow": "dense", "outcome": "compared"}
+    assert server.metric("serveprune_shadowed_requests_total", **compared) >= 30
 
 
 def weight(server: ServerProcess) -> float:

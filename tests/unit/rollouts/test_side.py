@@ -21,7 +21,12 @@ def test_counts_are_those_since_the_last_look() -> None:
 
 def test_no_request_is_lost_when_many_end_while_counts_are_taken() -> None:
     side = Side(BOUNDS)
-    threads = [threading.Thread(target=lambda: [side.answered(0.01) for _ in range(2000)]) for _ in range(4)]
+
+    def answer() -> None:
+        for _ in range(2000):
+            side.answered(0.01)
+
+    threads = [threading.Thread(target=answer) for _ in range(4)]
     for thread in threads:
         thread.start()
     counted = 0

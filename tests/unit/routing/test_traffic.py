@@ -5,7 +5,8 @@ from typing import Any
 
 import pytest
 from unit.artifacts.artifact_factory import MEASUREMENTS, tier_manifest
-from unit.routing.test_router_objectives import Forecasts, Identity
+from unit.routing.sessions import Identity
+from unit.routing.test_router_objectives import Forecasts
 
 from serveprune.artifacts.store import Artifact
 from serveprune.config.deployment import DeploymentConfig

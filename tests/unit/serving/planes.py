@@ -24,6 +24,7 @@ from serveprune.scheduling.latency_table import LatencyTable
 from serveprune.scheduling.scheduler import Scheduler
 from serveprune.serving.admission import Admission
 from serveprune.serving.dataplane import DataPlane
+from serveprune.serving.shadowing import Shadowing
 
 
 class Adder:
@@ -76,12 +77,14 @@ class Planes:
         router = Router(self.scheduler, self.metrics)
         if target_latency_ms is not None:
             router.deploy(self.model, DeploymentConfig(policy="adaptive", target_latency_ms=target_latency_ms))
+        self.shadowing = Shadowing(self.metrics, is_calm=lambda: self.scheduler.is_calm, clock=self.now)
         self.dataplane = DataPlane(
             Registry({"adder": self.model}),
             router,
             self.scheduler,
             self.admission,
             self.metrics,
+            self.shadowing,
             preprocessing_threads=1,
             request_timeout_seconds=timeout_seconds,
             max_request_rows=max_rows,
@@ -107,6 +110,7 @@ class Planes:
     def stop(self) -> None:
         for session in self.sessions.values():
             session.let_go.set()
+        self.shadowing.stop()
         self.dataplane.close(drain_seconds=5)
         self.scheduler.stop(drain_seconds=5)
 
