@@ -1,4 +1,5 @@
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 from unit.serving.planes import Planes, eventually, occupy, request
@@ -34,7 +35,7 @@ def planes() -> Iterator[Shadowed]:
     planes.stop()
 
 
-def ask(planes: Shadowed, count: int = 1, **fields: object) -> None:
+def ask(planes: Shadowed, count: int = 1, **fields: Any) -> None:
     for _ in range(count):
         planes.dataplane.submit(request(value=1.0, **fields)).result(30)
 
