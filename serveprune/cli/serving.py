@@ -19,7 +19,7 @@ from serveprune.config.root import ServePruneConfig
 from serveprune.config.server import Address
 from serveprune.errors import ConfigError, ServePruneError
 from serveprune.observability.logs import configure_logs
-from serveprune.preflight import check_datasets, check_packages
+from serveprune.preflight import check_datasets, check_packages, check_secrets
 from serveprune.routing.tier_selection import QUALIFIER
 from serveprune.server import Endpoints, Server, StopSignals, artifact_builder
 from serveprune.supervision.supervisor import Supervisor
@@ -97,12 +97,13 @@ def run(
         after_settling: Called when every variant has settled; returns problems, which end a check.
 
     Raises:
-        ConfigError: A calibration or evaluation file does not fit its model, or a model's backend is not installed.
+        ConfigError: A calibration or evaluation file does not fit its model, a model's backend is not installed, or
+            the certificate or the tokens are not in order.
         FailedPrecondition: An address cannot be bound, or the endpoints file cannot be written.
         Internal: Serving processes end as often as they are started.
     """
     configure_logs()
-    problems = [*check_packages(config), *check_datasets(config)]
+    problems = [*check_secrets(config), *check_packages(config), *check_datasets(config)]
     if problems:
         raise ConfigError(problems)
     stop_signals = StopSignals()

@@ -163,6 +163,13 @@ STORE_EVENTS = Metric(
     ("event",),
 )
 STORE_BYTES = Metric("serveprune_store_bytes", "gauge", "Size of all artifacts in the store.", ())
+RELOADS = Metric(
+    "serveprune_reloads_total",
+    "counter",
+    "Changes on disk of the certificate or the tokens, by whether the new one was taken or refused, so that the old "
+    "one stays; of each serving process.",
+    ("what", "outcome"),
+)
 PROCESSES = Metric("serveprune_processes", "gauge", "Serving processes that listen.", (), merge="sum")
 PROCESS_RESTARTS = Metric(
     "serveprune_process_restarts_total", "counter", "Serving processes that ended unasked and were replaced.", ()
