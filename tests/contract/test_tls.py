@@ -7,7 +7,7 @@ import shutil
 import socket
 import ssl
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,7 @@ import pytest
 from contract.certificates import Authority, Issued
 from contract.grpc.messages import floats, of_arrays
 from contract.http.served import is_closed, post, read_answer
-from contract.secured import BODY, INFER, Secured, ask, get, numbers, secured
+from contract.secured import BODY, INFER, Secured, ask, eventually, get, numbers, secured
 from serveprune.config.security import TlsConfig
 from serveprune.frontends.certificates import CERTIFICATE
 from serveprune.frontends.grpc.pb import open_inference_pb2 as pb
@@ -55,17 +55,8 @@ def tls_of(issued: Issued, *, client_ca: Path | None = None) -> TlsConfig:
 
 
 def copied(issued: Issued, folder: Path) -> Issued:
-    return Issued(
-        Path(shutil.copy(issued.certificate, folder / "server.crt")),
-        Path(shutil.copy(issued.key, folder / "server.key")),
-    )
-
-
-def eventually(condition: Callable[[], bool]) -> bool:
-    deadline = time.monotonic() + 20
-    while not condition() and time.monotonic() < deadline:
-        time.sleep(0.01)
-    return condition()
+    certificate, key = folder / "server.crt", folder / "server.key"
+    return Issued(shutil.copy(issued.certificate, certificate), shutil.copy(issued.key, key))
 
 
 def serial_of(connection: ssl.SSLSocket) -> str:
@@ -180,14 +171,14 @@ def test_versions_from_1_2_on_are_spoken_with_forward_secrecy(
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
 def test_older_versions_and_weak_ciphers_are_not_spoken(served: Secured, authority: Authority) -> None:
-    old = {"minimum_version": ssl.TLSVersion.TLSv1_1, "maximum_version": ssl.TLSVersion.TLSv1_1}
+    old = ssl.TLSVersion.TLSv1_1
     with pytest.raises(ssl.SSLError):
-        served.connect(authority.certificate, **old)
+        served.connect(authority.certificate, minimum_version=old, maximum_version=old)
 
     context = ssl.create_default_context(cafile=str(authority.certificate))
     context.maximum_version = ssl.TLSVersion.TLSv1_2
     context.set_ciphers("AES128-GCM-SHA256:ECDHE-ECDSA-AES128-SHA")
-    with pytest.raises(ssl.SSLError, match="(?i)handshake failure"), served.connect_plain() as plain:
+    with pytest.raises(ssl.SSLError, match=r"(?i)handshake failure"), served.connect_plain() as plain:
         context.wrap_socket(plain, server_hostname="localhost")
 
 
@@ -292,12 +283,12 @@ def test_client_certificate_is_required_where_authorities_are_named(
 
 
 def test_client_without_a_certificate_is_told_what_it_lacks(issued: Issued, authority: Authority) -> None:
-    with secured(tls=tls_of(issued, client_ca=authority.certificate)) as served:
-        with (
-            pytest.raises(ssl.SSLError, match="(?i)certificate required"),
-            served.connect(authority.certificate) as connection,
-        ):
-            connection.recv(1)
+    with (
+        secured(tls=tls_of(issued, client_ca=authority.certificate)) as served,
+        pytest.raises(ssl.SSLError, match=r"(?i)certificate required"),
+        served.connect(authority.certificate) as connection,
+    ):
+        connection.recv(1)
 
 
 def test_changed_certificate_is_taken_up_and_no_connection_dropped(
