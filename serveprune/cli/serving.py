@@ -10,6 +10,7 @@ from rich.console import Console
 from rich.markup import escape
 
 from serveprune.artifacts.builder import BuildProgress
+from serveprune.cli.client import url_of
 from serveprune.cli.console import progress_display
 from serveprune.cli.endpoints_file import endpoints_announced
 from serveprune.cli.self_test import self_test
@@ -111,7 +112,7 @@ def run(
     endpoints = served.start()
     try:
         with endpoints_announced(endpoints, endpoints_file):
-            _show_start(served, endpoints, stop_signals=stop_signals, console=console)
+            _show_start(served, config, endpoints, stop_signals=stop_signals, console=console)
             exit_code = 0
             if stop_signals.received:
                 exit_code = _verdict(["stopped by a signal before every tier was tested"], console) if check else 0
@@ -146,11 +147,13 @@ def with_addresses(config: ServePruneConfig, **addresses: str | None) -> ServePr
     return config.model_copy(update={"server": type(config.server).model_validate(server)})
 
 
-def _show_start(served: Served, endpoints: Endpoints, *, stop_signals: StopSignals, console: Console) -> None:
+def _show_start(
+    served: Served, config: ServePruneConfig, endpoints: Endpoints, *, stop_signals: StopSignals, console: Console
+) -> None:
     """Say where the server listens, follow its builds, and at last print the table of tiers."""
     # One line, whatever the width of a terminal that is not there.
     console.print(
-        f"HTTP http://{endpoints.http}  gRPC {endpoints.grpc}  metrics http://{endpoints.metrics}/metrics",
+        f"HTTP {url_of(config.server, endpoints)}  gRPC {endpoints.grpc}  metrics http://{endpoints.metrics}/metrics",
         soft_wrap=True,
     )
     finished: set[str] = set()

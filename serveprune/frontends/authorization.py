@@ -8,11 +8,12 @@ from dataclasses import dataclass, field
 
 from serveprune.config.security import TokensConfig
 from serveprune.errors import FailedPrecondition, ServePruneError, Unauthenticated
-from serveprune.frontends.watched_files import Contents, WatchedFiles
+from serveprune.frontends.watched_files import Contents, WatchedFiles, read_files
 
 TOKENS = "tokens"
 """Name of the tokens in logs and metrics."""
 
+_FILE_SETTING = "server.tokens.file"
 _MIN_CHARACTERS = 16
 _MAX_CHARACTERS = 4096
 _MAX_TOKENS = 1024
@@ -87,13 +88,26 @@ def watched_tokens(config: TokensConfig, *, environment: Mapping[str, str]) -> W
     def token_set(contents: Contents) -> TokenSet:
         found = dict.fromkeys(said)
         for file, content in contents.items():
-            found |= dict.fromkeys(parse_tokens(content, where=f"server.tokens.file: {file}"))
+            found |= dict.fromkeys(parse_tokens(content, where=f"{_FILE_SETTING}: {file}"))
         if len(found) > _MAX_TOKENS:
             raise FailedPrecondition(f"server.tokens: expected at most {_MAX_TOKENS} tokens, got {len(found)}")
         return TokenSet(tuple(hashlib.sha256(token).digest() for token in found))
 
-    files = {config.file: "server.tokens.file"} if config.file is not None else {}
+    files = {config.file: _FILE_SETTING} if config.file is not None else {}
     return WatchedFiles(files, token_set, name=TOKENS)
+
+
+def any_token(config: TokensConfig, *, environment: Mapping[str, str]) -> str:
+    """Return one of the tokens that count.
+
+    Raises:
+        FailedPrecondition: As for `watched_tokens`.
+    """
+    found = _of_environment(config, environment)
+    if not found and config.file is not None:
+        (content,) = read_files({config.file: _FILE_SETTING}).values()
+        found = parse_tokens(content, where=f"{_FILE_SETTING}: {config.file}")
+    return found[0].decode("ascii")
 
 
 def _of_environment(config: TokensConfig, environment: Mapping[str, str]) -> list[bytes]:

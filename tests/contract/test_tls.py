@@ -56,7 +56,9 @@ def tls_of(issued: Issued, *, client_ca: Path | None = None) -> TlsConfig:
 
 def copied(issued: Issued, folder: Path) -> Issued:
     certificate, key = folder / "server.crt", folder / "server.key"
-    return Issued(shutil.copy(issued.certificate, certificate), shutil.copy(issued.key, key))
+    shutil.copy(issued.certificate, certificate)
+    shutil.copy(issued.key, key)
+    return Issued(certificate, key)
 
 
 def serial_of(connection: ssl.SSLSocket) -> str:
