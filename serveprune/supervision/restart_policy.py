@@ -12,8 +12,8 @@ class RestartPolicy:
         first_delay_seconds: Wait before the start after the second early death in a row; doubles with each.
         longest_delay_seconds: Bound on that.
         early_deaths: Early deaths in a row after which there is no further start.
-        hindered_delay_seconds: Wait before the start after one that could not be, for something beside the process has to
-            be mended first; such a one is no death.
+        hindered_delay_seconds: Wait before the start after one that could not be, because something beside the process
+            has to be mended first; such a one is no death.
     """
 
     early_seconds: float = 10.0
