@@ -1,13 +1,32 @@
 from collections.abc import Mapping
 from typing import Annotated, Any, Self
 
-from pydantic import BeforeValidator, ConfigDict, Field, StringConstraints, WithJsonSchema, model_validator
+from pydantic import (
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    StringConstraints,
+    ValidationInfo,
+    WithJsonSchema,
+    model_validator,
+)
 
 from serveprune.config.base import ConfigModel
-from serveprune.config.locations import ExistingFile
+from serveprune.config.locations import ExistingFile, Locations
 
 _VARIABLE_PATTERN = r"[A-Za-z_][A-Za-z0-9_]*"
 _LONGEST_VARIABLE = 128
+
+
+def _given(value: Any, info: ValidationInfo) -> Any:
+    # Whoever wrote the key wanted something, and `tokens:` with nothing behind it would let everybody in.
+    if value is None and isinstance(info.context, Locations):
+        raise ValueError("expected a value, got nothing; leave the key out where it is not wanted")
+    return value
+
+
+NeverEmpty = BeforeValidator(_given)
+"""Refuses a key of the config file without a value, where that would mean less security than it seems."""
 
 
 class TlsConfig(ConfigModel):
@@ -17,7 +36,7 @@ class TlsConfig(ConfigModel):
         description="PEM: the server's certificate, followed by those of the authorities between it and the root."
     )
     key_file: ExistingFile = Field(description="PEM: the private key of the certificate, without a passphrase.")
-    client_ca_file: ExistingFile | None = Field(
+    client_ca_file: Annotated[ExistingFile | None, NeverEmpty] = Field(
         default=None,
         description="PEM: authorities of client certificates. Given: only clients with such a certificate are served.",
     )
@@ -43,10 +62,10 @@ class TokensConfig(ConfigModel):
 
     model_config = ConfigDict(json_schema_extra={"minProperties": 1})
 
-    file: ExistingFile | None = Field(
+    file: Annotated[ExistingFile | None, NeverEmpty] = Field(
         default=None, description="File with tokens. One that changes is taken up within seconds."
     )
-    environment: VariableName | None = Field(
+    environment: Annotated[VariableName | None, NeverEmpty] = Field(
         default=None, description="Name of an environment variable that holds tokens; read at the start."
     )
 
