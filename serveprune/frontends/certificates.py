@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 
 from serveprune.config.security import TlsConfig
 from serveprune.errors import FailedPrecondition
+from serveprune.frontends.public_key import key_kind
 from serveprune.frontends.watched_files import Contents, WatchedFiles
 
 CERTIFICATE = "certificate"
@@ -17,7 +18,8 @@ CERTIFICATE = "certificate"
 _CIPHERS = "ECDHE+AESGCM:ECDHE+CHACHA20"
 """Of TLS 1.2; all that TLS 1.3 has are of this kind: authenticated, and of no use to whoever gets the key later."""
 _KEY = re.compile(rb"-----BEGIN (?:[A-Z0-9]+ )*PRIVATE KEY-----")
-_CERTIFICATE = re.compile(rb"-----BEGIN (?:X509 |TRUSTED )?CERTIFICATE-----")
+_CERTIFICATE = re.compile(rb"-----BEGIN CERTIFICATE-----")
+_KEY_KINDS = ("RSA", "P-256", "P-384")
 _ENCRYPTED = (b"BEGIN ENCRYPTED PRIVATE KEY", b"Proc-Type: 4,ENCRYPTED")
 
 
@@ -84,6 +86,11 @@ def server_certificate(config: TlsConfig, contents: Contents) -> ServerCertifica
             f"server.tls: expected a certificate and its private key, but {_reason(error)} (certificate_file: "
             f"{config.certificate_file}, key_file: {config.key_file})"
         ) from None
+    if key_kind(chain) not in _KEY_KINDS:
+        raise FailedPrecondition(
+            f"server.tls.certificate_file: expected a certificate for a key of kind {', '.join(_KEY_KINDS)}, which the "
+            f"gRPC runtime takes, got {key_kind(chain) or 'another'}: {config.certificate_file}"
+        )
     if client_ca is not None:
         _require_clients_of(client_ca, context, config=config)
     return ServerCertificate(chain, key, client_ca, context)

@@ -19,7 +19,7 @@ import pytest
 from contract.certificates import Authority, Issued
 from contract.grpc.messages import floats, of_arrays
 from contract.http.served import is_closed, post, read_answer
-from contract.secured import BODY, INFER, Secured, ask, eventually, get, numbers, secured
+from contract.secured import BODY, INFER, Secured, ask, client_context, eventually, get, numbers, secured
 from serveprune.config.security import TlsConfig
 from serveprune.frontends.certificates import CERTIFICATE
 from serveprune.frontends.grpc.pb import open_inference_pb2 as pb
@@ -230,6 +230,17 @@ def test_handshake_that_never_ends_is_cut_off_within_the_patience(issued: Issued
             assert numbers(ask(connection)) == [1]
 
 
+def test_grpc_connection_whose_handshake_never_ends_is_cut_off(issued: Issued) -> None:
+    with (
+        secured(tls=tls_of(issued), body_timeout_seconds=PATIENCE_SECONDS) as served,
+        socket.create_connection(served.grpc_address, timeout=20) as silent,
+        socket.create_connection(served.grpc_address, timeout=20) as hesitant,
+    ):
+        hesitant.sendall(b"\x16\x03\x01\x02\x00\x01")
+        assert is_closed(silent)
+        assert is_closed(hesitant)
+
+
 def test_handshakes_beyond_the_limit_are_cut_off_and_others_served_later(issued: Issued, authority: Authority) -> None:
     with secured(tls=tls_of(issued), max_connections=2) as served, contextlib.ExitStack() as opened:
         waiting = [opened.enter_context(served.connect_plain()) for _ in range(2)]
@@ -330,12 +341,12 @@ def grpc_serial(served: Secured, authority: Authority) -> str:
 def test_changed_authorities_of_clients_count_for_new_connections(
     issued: Issued, authority: Authority, stranger: Authority, tmp_path: Path
 ) -> None:
-    client_ca = Path(shutil.copy(authority.certificate, tmp_path / "clients.crt"))
+    client_ca = tmp_path / "clients.crt"
+    shutil.copy(authority.certificate, client_ca)
     old, new = authority.issue("old"), stranger.issue("new")
     with secured(tls=tls_of(issued, client_ca=client_ca)) as served:
         with served.connect(authority.certificate, client=old) as connection:
             assert numbers(ask(connection)) == [1]
-            session = connection.session
         shutil.copy(stranger.certificate, client_ca)
         served.look()
 
@@ -350,7 +361,30 @@ def test_changed_authorities_of_clients_count_for_new_connections(
             ask(connection)
         with served.stub(authority.certificate, client=old) as stub, pytest.raises(grpc.RpcError):
             stub.ServerLive(pb.ServerLiveRequest(), timeout=5)
-        assert session is not None
+
+
+@pytest.mark.parametrize("version", [ssl.TLSVersion.TLSv1_2, ssl.TLSVersion.TLSv1_3])
+def test_old_session_is_not_resumed_when_authorities_of_clients_have_changed(
+    issued: Issued, authority: Authority, stranger: Authority, tmp_path: Path, version: ssl.TLSVersion
+) -> None:
+    client_ca = tmp_path / "clients.crt"
+    shutil.copy(authority.certificate, client_ca)
+    context = client_context(authority.certificate, client=authority.issue("old"), maximum_version=version)
+    with secured(tls=tls_of(issued, client_ca=client_ca)) as served:
+
+        def connect(session: ssl.SSLSession | None) -> ssl.SSLSocket:
+            return context.wrap_socket(served.connect_plain(), server_hostname="localhost", session=session)
+
+        with connect(None) as first:
+            assert numbers(ask(first)) == [1]
+            session = first.session
+        with connect(session) as second:
+            assert numbers(ask(second)) == [1]
+            assert second.session_reused
+        shutil.copy(stranger.certificate, client_ca)
+        served.look()
+        with pytest.raises((ssl.SSLError, ConnectionError)), connect(session) as third:
+            ask(third)
 
 
 @pytest.mark.parametrize("breakage", ["mismatch", "garbage", "gone", "empty"])

@@ -8,6 +8,7 @@ from contract.certificates import Authority, Issued
 from serveprune.config.security import TlsConfig
 from serveprune.errors import FailedPrecondition
 from serveprune.frontends.certificates import watched_certificate
+from serveprune.frontends.public_key import key_kind
 
 
 @pytest.fixture(scope="module")
@@ -98,6 +99,26 @@ def test_file_of_another_kind_is_refused_by_its_name(
 def test_key_of_another_certificate_is_refused(authority: Authority, issued: Issued) -> None:
     with pytest.raises(FailedPrecondition, match="the key is another certificate's"):
         watched_certificate(config(issued, key_file=authority.issue("other").key))
+
+
+@pytest.mark.parametrize(
+    ("algorithm", "kind"),
+    [("rsa:2048", "RSA"), ("P-256", "P-256"), ("P-384", "P-384"), ("P-521", "P-521"), ("ed25519", "Ed25519")],
+)
+def test_key_that_only_one_protocol_could_use_is_refused(tmp_path: Path, algorithm: str, kind: str) -> None:
+    """A server with one of Ed25519 would start, and no gRPC client get through."""
+    certificate, key = tmp_path / "own.crt", tmp_path / "own.key"
+    curve = ("ec", "-pkeyopt", f"ec_paramgen_curve:{algorithm}") if algorithm.startswith("P") else (algorithm,)
+    command = ["openssl", "req", "-x509", "-newkey", *curve, "-nodes", "-subj", "/CN=own", "-days", "2"]
+    subprocess.run([*command, "-keyout", key, "-out", certificate], check=True, capture_output=True, timeout=60)
+    own = TlsConfig(certificate_file=certificate, key_file=key)
+
+    assert key_kind(certificate.read_bytes()) == kind
+    if kind in ("RSA", "P-256", "P-384"):
+        watched_certificate(own)
+    else:
+        with pytest.raises(FailedPrecondition, match=f"of kind RSA, P-256, P-384, .* got {kind}"):
+            watched_certificate(own)
 
 
 def test_file_that_cannot_be_read_is_refused_by_its_setting(issued: Issued, tmp_path: Path) -> None:
