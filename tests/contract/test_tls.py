@@ -143,14 +143,17 @@ def test_large_answer_reaches_a_slow_reader_whole_before_the_connection_closes(
         assert connection.recv(1) == b""
 
 
-def test_reader_that_stops_in_an_answer_is_cut_off(issued: Issued, authority: Authority) -> None:
+@pytest.mark.parametrize("connection_header", ["keep-alive", "close"])
+def test_reader_that_stops_in_an_answer_is_cut_off(
+    issued: Issued, authority: Authority, connection_header: str
+) -> None:
     with secured(tls=tls_of(issued), body_timeout_seconds=PATIENCE_SECONDS) as served:
         rows = 4_000_000
         document = b'{"inputs":[{"name":"x","datatype":"FP32","shape":[1,%d],"data":[%s]}]}'
         body = document % (rows, b",".join([b"1"] * rows))
         with served.connect(authority.certificate) as connection:
             connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
-            connection.sendall(post(INFER, body))
+            connection.sendall(post(INFER, body, headers={"Connection": connection_header}))
             assert eventually(lambda: bool(served.plane.answers))
             assert eventually(lambda: not open_connections(served))
 

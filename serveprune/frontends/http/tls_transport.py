@@ -59,7 +59,8 @@ class TlsListener:
 class TlsTransport(asyncio.Protocol):
     """TLS on a connection: a protocol to the socket below it, a transport to the protocol above it.
 
-    Nothing is made for a client before its first byte has come, and no protocol above before the handshake is over.
+    No state of TLS is made for a client before its first byte has come, and no protocol above before the handshake is
+    over.
     """
 
     __slots__ = (
