@@ -317,6 +317,25 @@ def test_many_calls_without_one_are_refused_beside_those_that_are_answered(grpc_
         assert eventually(lambda: not calls._unauthorized)
 
 
+def test_call_without_one_is_counted_once_whether_its_message_comes_or_not(file: Path) -> None:
+    is_over = threading.Event()
+
+    def never() -> Iterator[bytes]:
+        is_over.wait(60)
+        yield from ()
+
+    with secured(tokens=TokensConfig(file=file), body_timeout_seconds=0.5) as served:
+        address = f"127.0.0.1:{served.grpc_address.port}"
+        with grpc.insecure_channel(address, options=[("grpc.use_local_subchannel_pool", 1)]) as channel:
+            method: Any = channel.stream_unary("/inference.GRPCInferenceService/ModelInfer")
+            assert refusal(lambda: method(iter(()))).startswith("UNAUTHENTICATED")
+            assert eventually(lambda: served.rejected == [Code.UNAUTHENTICATED])
+            assert refusal(lambda: method(never())).startswith("CANCELLED")
+            is_over.set()
+            assert refusal(lambda: method(iter((b"",)))).startswith("UNAUTHENTICATED")
+    assert served.rejected == [Code.UNAUTHENTICATED, Code.CANCELLED, Code.UNAUTHENTICATED]
+
+
 def test_calls_without_one_take_no_place_of_those_that_may(file: Path) -> None:
     """They are many, and none sends its message."""
     is_over = threading.Event()

@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from itertools import takewhile
-from typing import Any
+from typing import Any, ClassVar
 
 import grpc
 from grpc import _server as runtime
@@ -141,12 +141,13 @@ class DirectCalls(ThreadPoolExecutor):
 
     def submit(self, run: Any, respond: Any, /, *arguments: Any, **options: Any) -> Any:  # type: ignore[override]
         """Take a call over from the runtime, which hands over what it would run in a pool."""
-        call = _Call(self, *arguments[:2])
+        event, state = arguments[:2]
         if self._authorization is not None:
-            refusal = self._authorization.refusal(call.shown())
+            refusal = self._authorization.refusal(shown_in_metadata(event.invocation_metadata))
             if refusal is not None:
-                self._turn_away(call, refusal)
+                self._turn_away(_RefusedCall(self, event, state, refusal))
                 return
+        call = _Call(self, event, state)
         with self._lock:
             begins = self._in_progress() < self._max_active
             refused = not begins and len(self._waiting) >= self._max_waiting
@@ -164,7 +165,7 @@ class DirectCalls(ThreadPoolExecutor):
                 )
             )
 
-    def _turn_away(self, call: "_Call", refusal: ServePruneError) -> None:
+    def _turn_away(self, call: "_RefusedCall") -> None:
         """Refuse a call that may not be answered: it takes no place of those that may.
 
         Python's asyncio client reports an internal error if its call ends while it still sends the message, so that is
@@ -175,10 +176,9 @@ class DirectCalls(ThreadPoolExecutor):
             if waits:
                 self._unauthorized.add(call)
         if waits:
-            call.refusal = refusal
             call.receive()
         else:
-            call.refuse(refusal)
+            call.refuse(call.refusal)
 
     def answered(self, call: "_Call") -> None:
         """Note that an answer is on its way; it stays in memory until its caller has read it."""
@@ -222,14 +222,11 @@ class DirectCalls(ThreadPoolExecutor):
 
 
 class _Call:
-    """One call on its way.
+    """One call on its way."""
 
-    Attributes:
-        begun: When its message was asked for.
-        refusal: Why it is not answered, known before its message came.
-    """
+    __slots__ = ("_calls", "_context", "_event", "_has_message", "_state", "_submitted", "begun")
 
-    __slots__ = ("_calls", "_context", "_event", "_has_message", "_state", "_submitted", "begun", "refusal")
+    _code_without_message: ClassVar[Code] = Code.INVALID_ARGUMENT
 
     def __init__(self, calls: DirectCalls, event: Any, state: Any) -> None:
         self._calls = calls
@@ -238,13 +235,8 @@ class _Call:
         self._context: ServicerContext = runtime._Context(event, state, None)
         self._submitted: Answer | None = None
         self._has_message = False
-        self.refusal: ServePruneError | None = None
         self.begun = time.monotonic()
         state.callbacks.append(self._ended)
-
-    def shown(self) -> list[bytes]:
-        """Return what its metadata shows."""
-        return shown_in_metadata(self._context.invocation_metadata())
 
     def receive(self) -> None:
         """Ask the runtime for the message."""
@@ -283,9 +275,7 @@ class _Call:
         """Take the message, in the thread of the runtime, which this must neither block nor end."""
         message: bytes | None = event.batch_operations[0].message()
         self._calls.receiving.end(self._context)
-        if self.refusal is not None:
-            self.refuse(self.refusal)
-        elif message is None:
+        if message is None:
             # The caller has left or has sent none; which of both shows when the call has ended.
             self._fail(InvalidArgument(f"expected one {self._calls.service_of.request_name}, got none"))
         else:
@@ -373,8 +363,37 @@ class _Call:
         if not self._has_message:
             self._calls.receiving.end(self._context)
             left = self._state.client is runtime._CANCELLED
-            self._calls.reject(Code.CANCELLED if left else Code.INVALID_ARGUMENT)
+            self._calls.reject(Code.CANCELLED if left else self._code_without_message)
         self._calls.release(self)
+
+
+class _RefusedCall(_Call):
+    """One that will not be answered, whose message is awaited all the same.
+
+    Attributes:
+        refusal: Why.
+    """
+
+    __slots__ = ("refusal",)
+
+    _code_without_message = Code.UNAUTHENTICATED
+
+    def __init__(self, calls: DirectCalls, event: Any, state: Any, refusal: ServePruneError) -> None:
+        super().__init__(calls, event, state)
+        self.refusal = refusal
+
+    def _received(self, event: Any) -> Any:
+        """Refuse the call, whatever its message is."""
+        message: bytes | None = event.batch_operations[0].message()
+        self._calls.receiving.end(self._context)
+        if message is None:
+            # As for other calls, its end is what tells why.
+            self._fail(self.refusal)
+        else:
+            self.refuse(self.refusal)
+        state = self._state
+        with state.condition:
+            return runtime._possibly_finish_call(state, runtime._RECEIVE_MESSAGE_TOKEN)
 
 
 def _pooled_in(calls: DirectCalls) -> Any:
