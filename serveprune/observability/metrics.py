@@ -168,7 +168,7 @@ RELOADS = Metric(
     "counter",
     "Changes on disk of the certificate or the tokens, by whether the new one was taken or refused, so that the old "
     "one stays; of each serving process.",
-    ("what", "outcome"),
+    ("kind", "outcome"),
 )
 PROCESSES = Metric("serveprune_processes", "gauge", "Serving processes that listen.", (), merge="sum")
 PROCESS_RESTARTS = Metric(
