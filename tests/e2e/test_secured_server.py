@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 from contract.certificates import Authority, Issued
 
+from e2e.deployment import FASHION, write_config
 from e2e.process_pair import ADD_INPUTS, ADD_REQUEST, serving_processes, wait_both, write_models
 from e2e.server_process import COMMAND, ServerProcess, wait_until
 
@@ -199,6 +200,17 @@ def test_check_asks_as_a_client_would(
     unequipped = own.run("serve", own.config, "--check")
     assert unequipped.returncode == 1
     assert "SERVEPRUNE_CERT" in unequipped.stdout
+
+
+def test_demo_with_tls_and_tokens_in_its_config_tries_itself(tmp_path: Path) -> None:
+    own = Deployment(tmp_path)
+    fashion = {**FASHION, "tiers": ["dense"]}
+    tls = {"certificate_file": "tls/server.crt", "key_file": "tls/server.key"}
+    write_config(tmp_path, models={"fashion": fashion}, server={"tls": tls, "tokens": {"environment": "TOKENS"}})
+    tried = own.run("demo", "--check", "--folder", tmp_path, TOKENS=TOKEN)
+    assert tried.returncode == 0, tried.stdout + tried.stderr
+    assert "check passed" in tried.stdout
+    assert TOKEN not in tried.stdout + tried.stderr
 
 
 def test_start_is_refused_and_nothing_left_when_they_are_not_in_order(tmp_path: Path) -> None:
