@@ -26,11 +26,20 @@ _WORDS = {
     "size": "size",
     "address": "`host:port`",
     "path": "path",
+    "span": "duration",
+    "pause": "duration or `{}`",
     "string": "text",
     "integer": "whole number",
     "number": "number",
     "boolean": "`true` or `false`",
 }
+
+_BOUND_WORDS = (
+    ("minimum", "at least"),
+    ("exclusiveMinimum", "above"),
+    ("maximum", "at most"),
+    ("exclusiveMaximum", "below"),
+)
 
 CONFIG_INTRODUCTION = """\
 # serveprune.yaml
@@ -44,6 +53,7 @@ JSON Schema for editors.
   `$${` stands for a plain `${`.
 - Names of models and profiles consist of letters, digits, `.`, `_` and `-`.
 - Sizes are bytes, or text such as `512MiB` (powers of 1024) or `20GB` (powers of 1000).
+- Durations are seconds, or text such as `90s`, `10m` or `1h30m`.
 - Unknown keys are errors.
 
 ## A complete example
@@ -143,6 +153,8 @@ def _type_text(value: Mapping[str, Any], definitions: Mapping[str, Any]) -> str:
         return f"`{value['const']}`"
     if "enum" in value:
         return " or ".join(f"`{choice}`" for choice in value["enum"])
+    if value.get("type") == "object" and not list(_references(value)):
+        return f"mapping of NAME to {_type_text(value['additionalProperties'], definitions)}"
     if "$ref" in value or "oneOf" in value or value["type"] == "object":
         return "mapping, see below"
     if value["type"] == "array":
@@ -153,11 +165,7 @@ def _type_text(value: Mapping[str, Any], definitions: Mapping[str, Any]) -> str:
 
 
 def _bounds_text(value: Mapping[str, Any]) -> str:
-    bounds = [
-        f"{word} {value[bound]}"
-        for bound, word in (("minimum", "at least"), ("exclusiveMinimum", "above"), ("maximum", "at most"))
-        if bound in value
-    ]
+    bounds = [f"{word} {value[bound]}" for bound, word in _BOUND_WORDS if bound in value]
     return f", {', '.join(bounds)}" if bounds else ""
 
 

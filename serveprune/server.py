@@ -7,11 +7,13 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import partial
 from threading import Event
 from types import FrameType
+
+from prometheus_client import Gauge, Histogram
 
 from serveprune.artifacts.builder import (
     ArtifactBuilder,
@@ -24,6 +26,7 @@ from serveprune.artifacts.store import ArtifactStore, StoreEvent
 from serveprune.backends.mapped_graph import MappedOnnxRuntimeBackend
 from serveprune.backends.protocol import Backend
 from serveprune.backends.selection import ONNX_RUNTIME, load_backend
+from serveprune.config.changes import config_changes
 from serveprune.config.root import ServePruneConfig
 from serveprune.config.server import Address
 from serveprune.frontends.authorization import TOKENS, Authorization, watched_tokens
@@ -36,6 +39,8 @@ from serveprune.models.registry import Model, Registry
 from serveprune.models.repository import VariantRepository
 from serveprune.observability import metrics as series
 from serveprune.observability.metrics import Metrics
+from serveprune.rollouts.driver import RolloutDriver
+from serveprune.rollouts.rollouts import Rollouts
 from serveprune.routing.router import Router
 from serveprune.scheduling.job import Executable
 from serveprune.scheduling.scheduler import Drop, Scheduler
@@ -43,6 +48,7 @@ from serveprune.serving.admission import Admission
 from serveprune.serving.controlplane import ControlPlane
 from serveprune.serving.dataplane import DataPlane
 from serveprune.serving.report import VariantReporter
+from serveprune.serving.rollout_sides import RolloutSides
 
 _log = logging.getLogger(__name__)
 
@@ -52,6 +58,8 @@ _STOP_MARGIN_SECONDS = 6.0
 _COLLECT_AFTER = (10_000, 50, 100)
 """Python's collector walks everything that is alive to find what holds each other; requests leave little of that, and
 by default it took a tenth of the time that HTTP requests are computed in, and a third of that of gRPC."""
+
+_STANDARD_INPUT = 0
 
 _COMPRESSING_PACKAGES = ("torch", "onnx", "onnx_ir")
 
@@ -102,30 +110,14 @@ class Server:
         self._store_events = {event: self.metrics.counter(series.STORE_EVENTS, event) for event in StoreEvent}
         store = ArtifactStore(config.store.path, max_bytes=config.store.max_bytes, on_event=self._count_store_event)
         self.metrics.gauge(series.STORE_BYTES).set_function(store.size_bytes)
-        deployments = {name: config.deployment(name) for name in config.models}
-        self.registry = Registry(
-            {
-                name: Model(
-                    name, model, default_tier=deployments[name].default_tier, priority=deployments[name].priority
-                )
-                for name, model in config.models.items()
-            }
-        )
-        self._batch_rows = {
-            (name, model.version, tier): self.metrics.histogram(series.BATCH_ROWS, name, model.version, tier)
-            for name, model in config.models.items()
-            for tier in model.tiers
-        }
-        self._corrections = {
-            identity: self.metrics.gauge(series.TIER_LATENCY_CORRECTION, *identity) for identity in self._batch_rows
-        }
+        models = _models(config)
+        self.registry = Registry(models)
+        self._batch_rows: dict[tuple[str, str, str], Histogram] = {}
+        self._corrections: dict[tuple[str, str, str], Gauge] = {}
         self._scheduler = Scheduler(
-            executors=config.server.executors,
-            shares={name: deployment.share for name, deployment in deployments.items()},
-            on_batch=self._count_batch,
-            on_drop=self._count_drop,
+            executors=config.server.executors, on_batch=self._count_batch, on_drop=self._count_drop
         )
-        router = Router(self.registry.models(), self._scheduler, self.metrics, deployments=deployments)
+        self._router = Router(self._scheduler, self.metrics)
         repository = VariantRepository(
             store,
             partial(_backend, store=store, executors=config.server.executors, maps_weights=not alone),
@@ -138,22 +130,15 @@ class Server:
             shared_builder or artifact_builder(config),
             VariantReporter(self.metrics, counts_builds=alone),
             profiles=config.profiles,
-            adaptive_state=router.adaptive_state,
+            adaptive_state=self._router.adaptive_state,
             on_settled=_spare_the_collector,
         )
+        self._admission = Admission(limit=config.server.max_queued_requests, max_bytes=config.server.max_queued_bytes)
         self.dataplane = DataPlane(
             self.registry,
-            router,
+            self._router,
             self._scheduler,
-            Admission(
-                limit=config.server.max_queued_requests,
-                limits={
-                    name: deployment.max_queued_requests
-                    for name, deployment in deployments.items()
-                    if deployment.max_queued_requests is not None
-                },
-                max_bytes=config.server.max_queued_bytes,
-            ),
+            self._admission,
             self.metrics,
             preprocessing_threads=config.server.executors,
             request_timeout_seconds=config.server.request_timeout_seconds,
@@ -178,12 +163,60 @@ class Server:
         )
         watched = [each for each in (certificate, known_tokens) if each is not None]
         self._reloads = {
-            (what, outcome): self.metrics.counter(series.RELOADS, what, outcome)
+            (what, outcome): self.metrics.counter(series.SECURITY_RELOADS, what, outcome)
             for what in (CERTIFICATE, TOKENS)
             for outcome in Reload
         }
         self._watch = Watch(watched, on_reload=lambda what, outcome: self._reloads[what, outcome].inc())
         self._metrics_endpoint = MetricsEndpoint(self.metrics.registry) if alone else None
+        self.sides = RolloutSides(self.registry, self._router)
+        self.rollouts = Rollouts(config.store.path, self.metrics) if alone else None
+        self._driver = (
+            RolloutDriver(self.rollouts, observe=self.sides.observe, obey=self.sides.obey) if self.rollouts else None
+        )
+        self._deploy(config, models.values())
+
+    def apply(self, config: ServePruneConfig) -> None:
+        """Serve what another config says; returns at once, while what it needs is loaded and built in the background.
+
+        What serves now goes on until what takes its place is ready. No request is lost.
+
+        Args:
+            config: Differs in models, profiles and deployments only.
+        """
+        models, changes = _models(config), config_changes(self.config, config)
+        self.config = config
+        # As soon as a model is in the registry requests come.
+        self._deploy(config, models.values())
+        effective = self.controlplane.apply(models, profiles=config.profiles, touched={*changes.built, *changes.loaded})
+        self._deploy(config, effective)
+        self._router.keep_only(effective)
+
+    def _deploy(self, config: ServePruneConfig, models: Iterable[Model]) -> None:
+        """Spread the traffic of models as the config says."""
+        deployments = {name: config.deployment(name) for name in config.models}
+        for model in models:
+            self._expect(model)
+            self._router.deploy(model, deployments[model.name])
+        self.sides.deploy(deployments)
+        if self.rollouts is not None:
+            self.rollouts.deploy(deployments)
+        self._scheduler.share_out({name: deployment.share for name, deployment in deployments.items()})
+        self._admission.limit_models(
+            {
+                name: deployment.max_queued_requests
+                for name, deployment in deployments.items()
+                if deployment.max_queued_requests is not None
+            }
+        )
+
+    def _expect(self, model: Model) -> None:
+        """Make the series of a model's tiers."""
+        self.dataplane.expect(model)
+        for tier in model.config.tiers:
+            identity = (*model.key, tier)
+            self._batch_rows[identity] = self.metrics.histogram(series.BATCH_ROWS, *identity)
+            self._corrections[identity] = self.metrics.gauge(series.TIER_LATENCY_CORRECTION, *identity)
 
     def start(self) -> Endpoints:
         """Listen on all ports, then begin to load and build in the background.
@@ -199,6 +232,8 @@ class Server:
         """Begin to load and build, in the background."""
         gc.set_threshold(*_COLLECT_AFTER)
         self.controlplane.start()
+        if self._driver is not None:
+            self._driver.start()
 
     def listen(self) -> Endpoints:
         """Listen on all ports.
@@ -237,6 +272,8 @@ class Server:
             thread.start()
         for thread in fronts:
             thread.join()
+        if self._driver is not None:
+            self._driver.stop()
         at_rest = self.dataplane.close(drain_seconds=_left(deadline))
         at_rest &= self._scheduler.stop(drain_seconds=_left(deadline))
         at_rest &= self.controlplane.stop(timeout_seconds=_left(deadline + _STOP_MARGIN_SECONDS))
@@ -253,6 +290,14 @@ class Server:
 
     def _count_store_event(self, event: StoreEvent) -> None:
         self._store_events[event].inc()
+
+
+def _models(config: ServePruneConfig) -> dict[str, Model]:
+    deployments = {name: config.deployment(name) for name in config.models}
+    return {
+        name: Model(name, model, default_tier=deployments[name].default_tier, priority=deployments[name].priority)
+        for name, model in config.models.items()
+    }
 
 
 def _backend(name: str, *, store: ArtifactStore, executors: int, maps_weights: bool) -> Backend:
@@ -285,6 +330,29 @@ def artifact_builder(config: ServePruneConfig) -> ArtifactBuilder:
     from serveprune.compression.child import SubprocessBuilder
 
     return SubprocessBuilder(config.store, config.builds, threads_of_serving=config.server.threads_per_executor)
+
+
+class ReloadSignal:
+    """Notes SIGHUP, which asks for the config to be read again.
+
+    It comes also when the terminal is closed that the server was started from; then the server is to stop.
+    """
+
+    def __init__(self) -> None:
+        self._received = False
+        self._has_terminal = os.isatty(_STANDARD_INPUT)
+        signal.signal(signal.SIGHUP, self._on_signal)
+
+    def take(self) -> bool:
+        """Tell whether the signal has come since the last call."""
+        received, self._received = self._received, False
+        return received
+
+    def _on_signal(self, number: int, frame: FrameType | None) -> None:
+        if self._has_terminal and not os.isatty(_STANDARD_INPUT):
+            signal.raise_signal(signal.SIGTERM)
+        else:
+            self._received = True
 
 
 class StopSignals:

@@ -9,6 +9,7 @@ from pydantic import BaseModel, ConfigDict
 
 from serveprune.config.model import DENSE, ModelConfig
 from serveprune.config.profile import ProfileConfig
+from serveprune.config.root import ServePruneConfig
 
 
 class BuildRequest(BaseModel):
@@ -25,6 +26,16 @@ class BuildRequest(BaseModel):
     def is_dense(self) -> bool:
         """Whether this asks for the imported graph itself."""
         return self.profile is None
+
+    def is_wanted_by(self, config: ServePruneConfig) -> bool:
+        """Tell whether a server with this config would ask for the same."""
+        model = config.models.get(self.model_name)
+        return (
+            model is not None
+            and self.tier in model.tiers
+            and model.of_all_tiers == self.model.of_all_tiers
+            and config.profile(self.tier) == self.profile
+        )
 
 
 @dataclass(frozen=True, slots=True)

@@ -39,7 +39,7 @@ app.command()(lottery)
 app.command()(tiers)
 app.command()(infer)
 app.add_typer(cache_app, name="cache", help="Look at the artifact store and keep it tidy.")
-app.add_typer(config_app, name="config", help="Check a configuration, or print its JSON Schema.")
+app.add_typer(config_app, name="config", help="Check a configuration, compare two, or print the JSON Schema.")
 app.command()(demo)
 
 

@@ -7,6 +7,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from serveprune.cli.config_diff import diff
 from serveprune.config.loading import load_config
 from serveprune.config.root import ServePruneConfig
 from serveprune.config.schema import config_schema
@@ -14,6 +15,8 @@ from serveprune.errors import ConfigError
 from serveprune.preflight import check_datasets, check_packages, check_secrets
 
 _EXIT_BAD_INPUT = 2
+_SPREAD = ("canary", "stable", "split", "shadow", "sticky")
+"""Keys of a deployment that few have; shown where they are set."""
 
 config_app = typer.Typer(no_args_is_help=True)
 
@@ -44,6 +47,9 @@ def schema() -> None:
     typer.echo(json.dumps(config_schema(), indent=2))
 
 
+config_app.command()(diff)
+
+
 def _judged(path: Path) -> tuple[ServePruneConfig | None, list[str]]:
     try:
         config = load_config(path)
@@ -67,9 +73,10 @@ def _models(config: ServePruneConfig) -> list[dict[str, Any]]:
 
 def _deployment(config: ServePruneConfig, model: str) -> dict[str, Any]:
     deployment = config.deployment(model)
+    spread = deployment.model_dump(mode="json", include=set(_SPREAD), exclude_none=True)
     if deployment.policy == "fixed":
-        return {"policy": deployment.policy, "default_tier": deployment.default_tier}
-    return deployment.model_dump(mode="json", exclude={"default_tier"})
+        return {"policy": deployment.policy, "default_tier": deployment.default_tier, **spread}
+    return {**deployment.model_dump(mode="json", exclude=set(_SPREAD)), **spread}
 
 
 def _profile(config: ServePruneConfig, tier: str) -> dict[str, Any]:

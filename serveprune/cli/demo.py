@@ -31,7 +31,9 @@ def demo(
     console = table_console()
     config_file = lay_out(folder)
     console.print(f"config {config_file}", markup=False, soft_wrap=True)
-    config = with_addresses(load_config(config_file), http=http, grpc=grpc, metrics=metrics)
+
+    def read() -> ServePruneConfig:
+        return with_addresses(load_config(config_file), http=http, grpc=grpc, metrics=metrics)
 
     def show_and_try(config: ServePruneConfig, endpoints: Endpoints) -> list[str]:
         if not check:
@@ -39,7 +41,7 @@ def demo(
             return []
         return _try_plain_bodies(config, endpoints, folder)
 
-    raise typer.Exit(run(config, check=check, console=console, after_settling=show_and_try))
+    raise typer.Exit(run(config_file, read, check=check, console=console, after_settling=show_and_try))
 
 
 def lay_out(folder: Path) -> Path:

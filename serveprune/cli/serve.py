@@ -6,6 +6,7 @@ import typer
 from serveprune.cli.serving import run, with_addresses
 from serveprune.cli.tier_table import table_console
 from serveprune.config.loading import load_config
+from serveprune.config.root import ServePruneConfig
 
 
 def serve(
@@ -21,6 +22,13 @@ def serve(
         typer.Option(help="Write the real addresses there as JSON once all are open; removed when the server stops."),
     ] = None,
 ) -> None:
-    """Serve the models of a config file, and build the tiers that are not in the store yet."""
-    loaded = with_addresses(load_config(config), http=http, grpc=grpc, metrics=metrics)
-    raise typer.Exit(run(loaded, check=check, console=table_console(stderr=not check), endpoints_file=endpoints_file))
+    """Serve the models of a config file, and build the tiers that are not in the store yet.
+
+    When the file changes, or on SIGHUP, it is read again and applied whole or not at all.
+    """
+
+    def read() -> ServePruneConfig:
+        return with_addresses(load_config(config), http=http, grpc=grpc, metrics=metrics)
+
+    console = table_console(stderr=not check)
+    raise typer.Exit(run(config, read, check=check, console=console, endpoints_file=endpoints_file))

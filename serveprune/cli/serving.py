@@ -20,9 +20,12 @@ from serveprune.config.root import ServePruneConfig
 from serveprune.config.server import Address
 from serveprune.errors import ConfigError, ServePruneError
 from serveprune.observability.logs import configure_logs
+from serveprune.observability.metrics import Metrics
 from serveprune.preflight import check_datasets, check_packages, check_secrets
+from serveprune.reloading.config_file import ConfigFile
+from serveprune.reloading.reloader import Reloader
 from serveprune.routing.tier_selection import QUALIFIER
-from serveprune.server import Endpoints, Server, StopSignals, artifact_builder
+from serveprune.server import Endpoints, ReloadSignal, Server, StopSignals, artifact_builder
 from serveprune.supervision.supervisor import Supervisor
 
 _POLL_SECONDS = 0.2
@@ -41,6 +44,15 @@ class Served(Protocol):
 
     def start(self) -> Endpoints:
         """Listen, and begin to load and build."""
+        ...
+
+    @property
+    def metrics(self) -> Metrics:
+        """Its own series; there once it has started."""
+        ...
+
+    def apply(self, config: ServePruneConfig) -> None:
+        """Serve what another config says; see `Server.apply`."""
         ...
 
     def wait_settled(self, timeout_seconds: float) -> bool:
@@ -69,6 +81,8 @@ class OneProcess:
         self._server = Server(config)
         self.start = self._server.start
         self.stop = self._server.stop
+        self.apply = self._server.apply
+        self.metrics = self._server.metrics
         self.wait_settled = self._server.controlplane.wait_settled
 
     def tiers(self) -> list[dict[str, Any]]:
@@ -81,7 +95,8 @@ class OneProcess:
 
 
 def run(
-    config: ServePruneConfig,
+    config_file: Path,
+    read: Callable[[], ServePruneConfig],
     *,
     check: bool,
     console: Console,
@@ -91,7 +106,8 @@ def run(
     """Serve until a signal comes, or with ``check`` only until every tier was tested; return the exit code.
 
     Args:
-        config: What to serve.
+        config_file: Watched, and read again when it changes.
+        read: Reads what to serve from it.
         check: Listen on free ports, send real requests to every tier, then stop.
         console: Where progress and the table go.
         endpoints_file: Holds the real addresses as JSON from when all of them are open until the server stops.
@@ -104,12 +120,19 @@ def run(
         Internal: Serving processes end as often as they are started.
     """
     configure_logs()
+    file = ConfigFile(config_file)
+    config = read()
     problems = [*check_secrets(config), *check_packages(config), *check_datasets(config)]
     if problems:
         raise ConfigError(problems)
-    stop_signals = StopSignals()
+    stop_signals, reload_signal = StopSignals(), ReloadSignal()
     served = _served(on_free_ports(config) if check else config)
     endpoints = served.start()
+    reloader = Reloader(
+        file, config, read=read, apply=served.apply, metrics=served.metrics, is_asked=reload_signal.take
+    )
+    if not check:
+        reloader.start()
     try:
         with endpoints_announced(endpoints, endpoints_file):
             _show_start(served, config, endpoints, stop_signals=stop_signals, console=console)
@@ -124,8 +147,10 @@ def run(
                     _wait(served, stop_signals)
                     console.print("stopping: answering what is in flight")
     except BaseException:
+        reloader.stop()
         served.stop()
         raise
+    reloader.stop()
     return leave(served, exit_code=exit_code)
 
 

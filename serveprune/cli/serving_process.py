@@ -4,6 +4,7 @@ Started by a `Supervisor`, which it hears from and reports to over the socket wi
 """
 
 import os
+import signal
 import socket
 import sys
 import threading
@@ -19,6 +20,7 @@ from serveprune.server import Endpoints, Server, StopSignals
 from serveprune.supervision.asking_builder import AskingBuilder
 from serveprune.supervision.lifeline import end_with_parent
 from serveprune.supervision.messages import (
+    Apply,
     Begin,
     BuildEnded,
     BuildProgressed,
@@ -29,6 +31,8 @@ from serveprune.supervision.messages import (
     Listening,
     Message,
     NotStarted,
+    Observed,
+    Spread,
     Standing,
 )
 
@@ -36,6 +40,7 @@ EXIT_NOT_STARTED = 2
 EXIT_ABANDONED = 3
 
 _POLL_SECONDS = 0.1
+_LOOK_SECONDS = 0.2
 
 
 def main() -> int:
@@ -43,6 +48,8 @@ def main() -> int:
     descriptor, parent_pid = map(int, sys.argv[1:])
     end_with_parent(parent_pid)
     os.set_inheritable(descriptor, False)
+    # The supervisor reads the config again, whoever else of the group the signal goes to.
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
     channel = Channel(socket.socket(fileno=descriptor))
     messages = channel.messages()
     begin = next(messages)
@@ -55,7 +62,7 @@ def main() -> int:
 
 def _serve(begin: Begin, channel: Channel, messages: Iterator[Message]) -> int:
     stop_signals = StopSignals(second_ends=False)
-    builder, may_listen = AskingBuilder(channel.send), threading.Event()
+    builder, may_listen, applied = AskingBuilder(channel.send), threading.Event(), threading.Event()
     try:
         server = Server(begin.config, shared_builder=builder)
     except ServePruneError as error:
@@ -63,14 +70,14 @@ def _serve(begin: Begin, channel: Channel, messages: Iterator[Message]) -> int:
         return EXIT_NOT_STARTED
     hearing = threading.Thread(
         target=_hear,
-        args=(server, builder, may_listen, channel, messages),
+        args=(server, builder, may_listen, applied, channel, messages),
         name="supervisor-channel",
         daemon=True,
     )
     hearing.start()
     server.load()
     try:
-        _serve_until_stopped(server, stop_signals, may_listen, channel)
+        _serve_until_stopped(server, stop_signals, may_listen, applied, channel)
     except ServePruneError as error:
         channel.send(NotStarted(message=error.message, code=error.code))
         return leave(server, exit_code=EXIT_NOT_STARTED)
@@ -81,6 +88,7 @@ def _hear(
     server: Server,
     builder: AskingBuilder,
     may_listen: threading.Event,
+    applied: threading.Event,
     channel: Channel,
     messages: Iterator[Message],
 ) -> None:
@@ -90,6 +98,11 @@ def _hear(
                 builder.take(message)
             case Listen():
                 may_listen.set()
+            case Apply():
+                server.apply(message.config)
+                applied.set()
+            case Spread():
+                server.sides.obey(message.model, message.percent, message.artifact)
             case CheckAsked():
                 endpoints = Endpoints(message.http, message.grpc, message.metrics)
                 channel.send(Checked(problems=tuple(self_test(server, endpoints))))
@@ -98,15 +111,23 @@ def _hear(
 
 
 def _serve_until_stopped(
-    server: Server, stop_signals: StopSignals, may_listen: threading.Event, channel: Channel
+    server: Server,
+    stop_signals: StopSignals,
+    may_listen: threading.Event,
+    applied: threading.Event,
+    channel: Channel,
 ) -> None:
     """Listen when the supervisor says so, and tell it how the tiers stand until they are settled."""
     told: Standing | None = None
     listens = False
+    looked = time.monotonic()
     while not stop_signals.received:
         if may_listen.is_set() and not listens:
             endpoints = server.listen()
             listens = channel.send(Listening(http=endpoints.http, grpc=endpoints.grpc))
+        if applied.is_set():
+            applied.clear()
+            told = None
         # Afterwards only figures change, which nobody asks the supervisor for.
         if told is None or not told.settled:
             settled = server.controlplane.wait_settled(0)
@@ -118,6 +139,11 @@ def _serve_until_stopped(
             if standing != told:
                 channel.send(standing)
                 told = standing
+        if time.monotonic() - looked >= _LOOK_SECONDS:
+            looked = time.monotonic()
+            observed = server.sides.observe()
+            if observed and listens:
+                channel.send(Observed(models=observed))
         time.sleep(_POLL_SECONDS)
 
 

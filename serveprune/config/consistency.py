@@ -62,14 +62,23 @@ def _deployments_without_model_or_tier(data: Mapping[str, Any]) -> Iterator[Prob
             known = f"models: {', '.join(models)}" if models else "there are no models"
             yield Problem(path, f"expected the name of a model, got {name!r}{suggestion(name, models) or ';'} {known}")
         elif isinstance(deployment, Mapping) and isinstance(models[name], Mapping):
-            tier = deployment.get("default_tier", DENSE)
             tiers = list(dict.fromkeys([DENSE, *filter(None, _texts(models[name], "tiers"))]))
-            if isinstance(tier, str) and tier not in tiers:
-                known = f"tiers: {', '.join(tiers)}"
-                yield Problem(
-                    (*path, "default_tier"),
-                    f"expected a tier of {name}, got {tier!r}{suggestion(tier, tiers) or ';'} {known}",
-                )
+            for key, tier in _tiers_of_deployment(deployment):
+                if isinstance(tier, str) and tier not in tiers:
+                    known = f"tiers: {', '.join(tiers)}"
+                    yield Problem(
+                        (*path, *key),
+                        f"expected a tier of {name}, got {tier!r}{suggestion(tier, tiers) or ';'} {known}",
+                    )
+
+
+def _tiers_of_deployment(deployment: Mapping[str, Any]) -> Iterator[tuple[KeyPath, Any]]:
+    yield ("default_tier",), deployment.get("default_tier")
+    yield ("stable",), deployment.get("stable")
+    for section in ("canary", "shadow"):
+        yield (section, "tier"), _mapping(deployment, section).get("tier")
+    for tier in _mapping(deployment, "split"):
+        yield ("split", tier), tier
 
 
 def _shared_ports(data: Mapping[str, Any]) -> Iterator[Problem]:

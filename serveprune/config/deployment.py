@@ -1,10 +1,33 @@
-from typing import Literal
+from collections.abc import Mapping
+from typing import Any, Literal
 
-from pydantic import Field, ValidationInfo, field_validator
+from pydantic import (
+    Field,
+    SerializerFunctionWrapHandler,
+    ValidationInfo,
+    field_validator,
+    model_serializer,
+)
 
 from serveprune.config.base import ConfigModel
+from serveprune.config.canary import CanaryConfig
 from serveprune.config.model import DENSE
-from serveprune.config.numbers import PositiveNumber, PositiveShare, PositiveWholeNumber, WholeNumber
+from serveprune.config.numbers import (
+    PositiveNumber,
+    PositiveShare,
+    PositiveWholeNumber,
+    WholeNumber,
+    WholeNumberFromZero,
+)
+from serveprune.config.traffic import ShadowConfig, StickyConfig
+
+
+def _tier_that_stands_for_others(data: Mapping[str, Any]) -> str:
+    """Return the default tier of a deployment that does not name one."""
+    split: Mapping[str, int] | None = data.get("split")
+    if split:
+        return max(split, key=split.__getitem__)
+    return data.get("stable") or DENSE
 
 
 class DeploymentConfig(ConfigModel):
@@ -15,9 +38,35 @@ class DeploymentConfig(ConfigModel):
         description="What requests get that ask for nothing. `fixed`: the default tier. `adaptive`: the best tier that "
         "is predicted to answer in time, which is a smaller one under load.",
     )
+    canary: CanaryConfig | None = Field(
+        default=None, description="A tier that takes over step by step. Default: none. Not with `split`."
+    )
+    stable: str | None = Field(
+        default=None,
+        validate_default=True,
+        description="With `fixed` and a canary only: serves the requests that the canary does not get; one of the "
+        "model's tiers. Default: `dense`. With `adaptive` that is the tier it chooses.",
+    )
+    split: dict[str, WholeNumberFromZero] | None = Field(
+        default=None,
+        description="With `fixed` only: tier -> its weight among requests that name no tier, a whole number that "
+        "counts relative to the sum. Default: none. Not with `canary`.",
+    )
     default_tier: str = Field(
-        default=DENSE,
-        description="With `fixed` only: serves requests that name no tier; one of the model's tiers.",
+        default_factory=_tier_that_stands_for_others,
+        description="With `fixed` only, without `canary` and `split`: serves requests that name no tier; one of the "
+        "model's tiers.",
+        json_schema_extra={"default": DENSE},
+    )
+    shadow: ShadowConfig | None = Field(
+        default=None,
+        validate_default=True,
+        description="A tier that answers are compared with, or that is tried out. Default: none.",
+    )
+    sticky: StickyConfig | None = Field(
+        default=None,
+        description="With `canary` or `split` only: requests of one user, say, stay with one tier. Default: each "
+        "request for itself.",
     )
     target_latency_ms: PositiveNumber | None = Field(
         default=None,
@@ -45,12 +94,70 @@ class DeploymentConfig(ConfigModel):
         description="Requests to this model that may wait or run. Default: as many as server.max_queued_requests.",
     )
 
+    @field_validator("stable")
+    @classmethod
+    def _stable_is_beside_a_canary(cls, tier: str | None, info: ValidationInfo) -> str | None:
+        if info.data.get("policy") == "adaptive":
+            if tier is not None:
+                raise ValueError(f"expected no stable with policy adaptive, which chooses the tier, got {tier!r}")
+            return tier
+        canary: CanaryConfig | None = info.data.get("canary")
+        if canary is not None and canary.tier == (tier or DENSE):
+            raise ValueError(f"expected another tier than that of the canary, got {tier or DENSE!r}")
+        if tier is not None and "canary" in info.data and canary is None:
+            raise ValueError(f"expected stable beside a canary only, got {tier!r} without one; write default_tier")
+        return tier
+
+    @field_validator("split")
+    @classmethod
+    def _split_is_alone_and_gives_something(
+        cls, split: dict[str, int] | None, info: ValidationInfo
+    ) -> dict[str, int] | None:
+        if split is None:
+            return split
+        if info.data.get("policy") == "adaptive":
+            raise ValueError("expected no split with policy adaptive, which chooses the tier, got one")
+        if info.data.get("canary") is not None:
+            raise ValueError("expected split or canary, got both")
+        if not any(split.values()):
+            raise ValueError("expected at least one tier with a weight above 0, got none")
+        return split
+
     @field_validator("default_tier")
     @classmethod
-    def _default_tier_is_fixed(cls, tier: str, info: ValidationInfo) -> str:
+    def _default_tier_is_the_word(cls, tier: str, info: ValidationInfo) -> str:
         if info.data.get("policy") == "adaptive":
             raise ValueError(f"expected no default_tier with policy adaptive, which chooses the tier, got {tier!r}")
+        if info.data.get("canary") is not None:
+            raise ValueError(f"expected stable in place of default_tier beside a canary, got default_tier {tier!r}")
+        if info.data.get("split") is not None:
+            raise ValueError(f"expected no default_tier with a split, which names every tier, got {tier!r}")
         return tier
+
+    @field_validator("shadow")
+    @classmethod
+    def _shadow_has_something_to_compare(cls, shadow: ShadowConfig | None, info: ValidationInfo) -> ShadowConfig | None:
+        canary: CanaryConfig | None = info.data.get("canary")
+        if shadow is None:
+            if canary is not None and canary.guards is not None and canary.guards.min_agreement is not None:
+                raise ValueError(
+                    "expected a shadow, such as {tier: dense, sample_ratio: 0.02}, because canary.guards.min_agreement "
+                    "judges live answers by it, got none"
+                )
+            return shadow
+        chooses = canary is not None or info.data.get("split") is not None or info.data.get("policy") != "fixed"
+        known = {"canary", "split"} <= info.data.keys()
+        if known and not chooses and shadow.tier == info.data.get("default_tier"):
+            raise ValueError(f"expected another tier than the default one, which serves already, got {shadow.tier!r}")
+        return shadow
+
+    @field_validator("sticky")
+    @classmethod
+    def _sticky_has_a_choice(cls, sticky: StickyConfig | None, info: ValidationInfo) -> StickyConfig | None:
+        known = {"canary", "split"} <= info.data.keys()
+        if sticky is not None and known and info.data["canary"] is None and info.data["split"] is None:
+            raise ValueError("expected this with canary or split only, got it without")
+        return sticky
 
     @field_validator("target_latency_ms")
     @classmethod
@@ -65,6 +172,24 @@ class DeploymentConfig(ConfigModel):
     def _min_quality_is_adaptive(cls, quality: float | None, info: ValidationInfo) -> float | None:
         _expect_adaptive(quality, info)
         return quality
+
+    @model_serializer(mode="wrap")
+    def _written_as_in_a_file(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        # What stands for others is no word of the file's, and would be refused when this is read again.
+        written: dict[str, Any] = handler(self)
+        if not self.names_default_tier:
+            written.pop("default_tier", None)
+        return written
+
+    @property
+    def names_default_tier(self) -> bool:
+        """Whether `default_tier` is a choice of its own, not what follows from `stable`, `split` or `policy`."""
+        return self.policy == "fixed" and self.canary is None and self.split is None
+
+    @property
+    def stable_tier(self) -> str | None:
+        """The tier that serves what a canary does not get; ``None`` if the adaptive policy chooses it."""
+        return self.default_tier if self.policy == "fixed" else None
 
 
 def _expect_adaptive(value: float | None, info: ValidationInfo) -> None:

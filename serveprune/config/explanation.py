@@ -27,7 +27,7 @@ def explain(error: ErrorDetails, *, root: type[BaseModel]) -> Problem | None:
     """Translate one error of validating a document against ``root``.
 
     ``None`` means it only repeats others: pydantic counts the entries that are right, so a list whose entries are
-    all wrong is also reported as too short.
+    all wrong is also reported as too short; and a default that follows from other keys fails with them.
     """
     kind = error["type"]
     place = _locate(_without_key_mark(error), root=root)
@@ -37,6 +37,8 @@ def explain(error: ErrorDetails, *, root: type[BaseModel]) -> Problem | None:
         return Problem(place.path, f"expected this key, got none{_purpose(place)}")
     if kind == "value_error":
         return Problem(place.path, str(error.get("ctx", {})["error"]))
+    if kind == "default_factory_not_called":
+        return None
     if kind == "too_short" and len(error["input"]) >= error["ctx"]["min_length"]:
         return None
     if kind == "union_tag_invalid":

@@ -31,6 +31,25 @@ def load_config(path: Path, *, environment: Mapping[str, str] | None = None) -> 
     return _load(path, ServePruneConfig, check=consistency_problems, environment=environment)
 
 
+def load_config_content(
+    content: bytes, *, name: str, folder: Path, environment: Mapping[str, str] | None = None
+) -> ServePruneConfig:
+    """Read what a ``serveprune.yaml`` in a folder would hold.
+
+    Args:
+        content: Of the file.
+        name: What error messages call it.
+        folder: Relative paths in it become absolute against this one.
+        environment: As for `load_config`.
+
+    Raises:
+        ConfigError: As for `load_config`.
+    """
+    return _parse(
+        content, ServePruneConfig, file=Path(name), folder=folder, check=consistency_problems, environment=environment
+    )
+
+
 def load_profile(path: Path, *, environment: Mapping[str, str] | None = None) -> ProfileConfig:
     """Read a file that holds one profile, as it would stand under ``profiles.NAME``.
 
@@ -47,13 +66,27 @@ def _load(
     check: Callable[[Mapping[str, Any]], list[Problem]],
     environment: Mapping[str, str] | None,
 ) -> _Model:
-    document = parse_document(_read(path), environment=os.environ if environment is None else environment)
+    content = _read(path)
+    return _parse(content, model, file=path, folder=path.parent, check=check, environment=environment)
+
+
+def _parse(
+    content: bytes,
+    model: type[_Model],
+    *,
+    file: Path,
+    folder: Path,
+    check: Callable[[Mapping[str, Any]], list[Problem]],
+    environment: Mapping[str, str] | None,
+) -> _Model:
+    text = _decoded(content, file=file)
+    document = parse_document(text, environment=os.environ if environment is None else environment)
     problems = list(document.problems)
     loaded = None
     if isinstance(document.data, dict):
         try:
             loaded = model.model_validate(
-                _with_defaulted_sections(document.data, model), context=Locations(path.absolute().parent)
+                _with_defaulted_sections(document.data, model), context=Locations(folder.absolute())
             )
         except ValidationError as error:
             found = (explain(each, root=model) for each in error.errors(include_url=False))
@@ -65,21 +98,27 @@ def _load(
         keys = ", ".join(model.model_fields)
         problems.append(Problem((), f"expected a mapping with keys of {keys}, got {description(document.data)}", 1))
     if problems or loaded is None:
-        raise ConfigError(_texts(problems, document=document, file=path))
+        raise ConfigError(_texts(problems, document=document, file=file))
     return loaded
 
 
-def _read(path: Path) -> str:
+def _read(path: Path) -> bytes:
     try:
-        if path.is_file() and path.stat().st_size > _MAX_FILE_BYTES:
-            raise ConfigError([f"{path}: expected a file of at most {_MAX_FILE_BYTES} bytes, got more"])
-        return path.read_bytes().decode("utf-8-sig")
+        with path.open("rb") as file:
+            return file.read(_MAX_FILE_BYTES + 1)
+    except OSError as error:
+        raise ConfigError([f"{path}: expected a readable file, got: {error.strerror}"]) from error
+
+
+def _decoded(content: bytes, *, file: Path) -> str:
+    if len(content) > _MAX_FILE_BYTES:
+        raise ConfigError([f"{file}: expected a file of at most {_MAX_FILE_BYTES} bytes, got more"])
+    try:
+        return content.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         line = error.object.count(b"\n", 0, error.start) + 1
         found = f"the byte 0x{error.object[error.start]:02X}"
-        raise ConfigError([f"{path}:{line}: expected UTF-8 text, got {found}"]) from None
-    except OSError as error:
-        raise ConfigError([f"{path}: expected a readable file, got: {error.strerror}"]) from error
+        raise ConfigError([f"{file}:{line}: expected UTF-8 text, got {found}"]) from None
 
 
 def _with_defaulted_sections(data: dict[str, Any], model: type[BaseModel]) -> dict[str, Any]:

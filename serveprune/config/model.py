@@ -245,6 +245,11 @@ class ModelConfig(ConfigModel):
         "a free executor takes at once what waits.",
     )
 
+    @property
+    def of_all_tiers(self) -> "ModelConfig":
+        """What all tiers depend on: everything but which ones there are."""
+        return self.model_copy(update={"tiers": ()})
+
     @field_validator("tiers")
     @classmethod
     def _dense_is_first(cls, tiers: tuple[str, ...]) -> tuple[str, ...]:

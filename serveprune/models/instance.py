@@ -23,6 +23,10 @@ _log = logging.getLogger(__name__)
 _TIMING_BUDGET_SECONDS = 0.5
 
 
+class InstanceRetired(Unavailable):
+    """The instance is being taken out of service; another one has its place, or its tier is gone."""
+
+
 @dataclass(frozen=True, slots=True)
 class BatchSettings:
     """What the operator says about a variant's batches.
@@ -93,11 +97,11 @@ class Instance:
         """Announce one more use.
 
         Raises:
-            Unavailable: The instance is being taken out of service.
+            InstanceRetired: It is being taken out of service.
         """
         with self._lock:
             if self._retired:
-                raise Unavailable("the tier is being replaced", retry_after_seconds=0.1)
+                raise InstanceRetired("the tier is being replaced", retry_after_seconds=0.1)
             self._users += 1
 
     def release(self) -> None:

@@ -1,5 +1,5 @@
 import threading
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import replace
 from types import MappingProxyType
 from typing import Any
@@ -7,28 +7,46 @@ from typing import Any
 from serveprune.config.model import DENSE, ModelConfig
 from serveprune.errors import NotFound
 from serveprune.models.instance import Instance
-from serveprune.models.variant import Variant
+from serveprune.models.variant import Variant, VariantState
 from serveprune.preprocessing.protocol import Preprocessor
 from serveprune.scheduling.urgency import DEFAULT_PRIORITY
 
 
 class Model:
-    """A registered model and its variants. Reads take no lock: the table of variants is replaced whole."""
+    """A registered model and its variants. Reads take no lock: the tables of variants are replaced whole.
+
+    Attributes:
+        config: What it is, or is on the way to be.
+        default_tier: Serves requests that name none.
+        priority: Of requests that name none.
+        key: Name and version.
+    """
 
     def __init__(self, name: str, config: ModelConfig, *, default_tier: str, priority: int = DEFAULT_PRIORITY) -> None:
         self.name = name
         self.config = config
         self.version = config.version
+        self.key = (name, config.version)
         self.default_tier = default_tier
         self.priority = priority
         self.preprocessor: Preprocessor | None = None
         self._lock = threading.Lock()
         self._variants: Mapping[str, Variant] = MappingProxyType({tier: Variant(tier) for tier in config.tiers})
+        self._renewals: Mapping[str, Variant] = MappingProxyType({})
+        self._revision = 0
 
     @property
     def variants(self) -> Mapping[str, Variant]:
         """Variants by tier, in the order of the config: from best to smallest."""
         return self._variants
+
+    @property
+    def renewals(self) -> Mapping[str, Variant]:
+        """Tier -> the variant that takes the place of the one that serves, once it is ready.
+
+        Nothing is routed to it before; where it fails or is refused, the present one goes on serving.
+        """
+        return self._renewals
 
     @property
     def dense(self) -> Variant:
@@ -59,12 +77,75 @@ class Model:
         nearest_first = reversed(variants[: list(self._variants).index(tier) + 1])
         return next((variant for variant in nearest_first if variant.instance is not None), None)
 
-    def update(self, tier: str, **changes: Any) -> Variant:
-        """Replace the named fields of a variant, and return the new one."""
+    def pending(self, tier: str) -> Variant | None:
+        """Return what is, or was last, brought up for a tier: its renewal, if it has one; ``None`` without the tier."""
+        return self._renewals.get(tier) or self._variants.get(tier)
+
+    def update(self, tier: str, *, revision: int | None = None, **changes: Any) -> Variant | None:
+        """Replace the named fields of the variant that is brought up for a tier, and return the new one.
+
+        A renewal takes the place of the variant it renews when it is ready, or is refused where that has the same
+        artifact; what served until then is retired.
+
+        Args:
+            tier: Of the variant.
+            revision: Do nothing, and return ``None``, if the tier has gone, or is to be another by now.
+            **changes: Fields of `Variant`.
+        """
+        replaced = None
         with self._lock:
-            variant = replace(self._variants[tier], **changes)
+            renewal, present = self._renewals.get(tier), self._variants.get(tier)
+            pending = renewal or present
+            if pending is None or present is None or (revision is not None and pending.revision != revision):
+                return None
+            variant = replace(pending, **changes)
+            if renewal is not None and not _takes_over(variant, present):
+                self._renewals = MappingProxyType({**self._renewals, tier: variant})
+                return variant
+            if renewal is not None:
+                replaced = present.instance
+                self._renewals = MappingProxyType({name: one for name, one in self._renewals.items() if name != tier})
             self._variants = MappingProxyType({**self._variants, tier: variant})
+        if replaced is not None and replaced is not variant.instance:
+            replaced.retire()
         return variant
+
+    def revise(
+        self, config: ModelConfig, *, default_tier: str, priority: int, changed: Collection[str]
+    ) -> list[Instance]:
+        """Become what another config says, which must leave the dense graph as it is.
+
+        Args:
+            config: Of the same source and version.
+            default_tier: See `Model`.
+            priority: See `Model`.
+            changed: Tiers to bring up anew, besides those that are new: such as serve go on until then.
+
+        Returns:
+            What served tiers that are gone, to be retired when nobody can be on the way to it any more.
+        """
+        with self._lock:
+            variants, renewals, gone = {}, {}, []
+            for tier in config.tiers:
+                present = self._variants.get(tier)
+                if present is None or (tier in changed and present.instance is None):
+                    variants[tier] = Variant(tier, revision=self._next_revision())
+                    continue
+                variants[tier] = present
+                if tier in changed:
+                    renewals[tier] = Variant(tier, revision=self._next_revision())
+                elif tier in self._renewals:
+                    renewals[tier] = self._renewals[tier]
+            for tier, variant in self._variants.items():
+                if tier not in variants and variant.instance is not None:
+                    gone.append(variant.instance)
+            self.config, self.default_tier, self.priority = config, default_tier, priority
+            self._variants, self._renewals = MappingProxyType(variants), MappingProxyType(renewals)
+        return gone
+
+    def _next_revision(self) -> int:
+        self._revision += 1
+        return self._revision
 
     @property
     def any_instance(self) -> Instance | None:
@@ -73,8 +154,9 @@ class Model:
 
     @property
     def is_settled(self) -> bool:
-        """Whether every variant serves, was refused, or failed."""
-        return all(variant.state.is_settled for variant in self._variants.values())
+        """Whether every variant, and every renewal of one, is ready, was refused, or failed."""
+        variants = {**self._variants, **self._renewals}
+        return all(variant.state.is_settled for variant in variants.values())
 
     @property
     def is_ready(self) -> bool:
@@ -82,11 +164,26 @@ class Model:
         return self.serving(self.default_tier) is not None
 
 
+def _takes_over(renewal: Variant, present: Variant) -> bool:
+    if renewal.state is VariantState.REFUSED:
+        # What a gate refuses never serves, and this is what serves.
+        return renewal.artifact is not None and renewal.artifact.key == getattr(present.artifact, "key", None)
+    return renewal.state is VariantState.READY
+
+
 class Registry:
-    """The models of one server, by name."""
+    """The models of one server, by name. Thread-safe: the table is replaced whole."""
 
     def __init__(self, models: Mapping[str, Model]) -> None:
         self._models = dict(models)
+
+    def replace(self, models: Mapping[str, Model]) -> None:
+        """Have other models from now on."""
+        self._models = dict(models)
+
+    def find(self, name: str) -> Model | None:
+        """Return a model, if there is one of that name."""
+        return self._models.get(name)
 
     def get(self, name: str, *, version: str | None = None) -> Model:
         """Return a model.

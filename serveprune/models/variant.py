@@ -31,6 +31,7 @@ class Variant:
         log: The log a failed build left, relative to the store.
         backend: What runs it; the table of `backends.selection`.
         built_here: The artifact was built in this very environment, so its figures hold here.
+        revision: Counts up when what the tier is to be changes, so that what is still done for the former is known.
     """
 
     tier: str
@@ -42,6 +43,7 @@ class Variant:
     backend: str = "onnxruntime"
     built_here: bool = True
     log: str | None = None
+    revision: int = 0
 
     @property
     def quality(self) -> float | None:

@@ -15,6 +15,7 @@ from prometheus_client import (
     PlatformCollector,
     ProcessCollector,
     disable_created_metrics,
+    values,
 )
 
 _VARIANT = ("model", "version", "tier")
@@ -163,12 +164,46 @@ STORE_EVENTS = Metric(
     ("event",),
 )
 STORE_BYTES = Metric("serveprune_store_bytes", "gauge", "Size of all artifacts in the store.", ())
-RELOADS = Metric(
-    "serveprune_reloads_total",
+SECURITY_RELOADS = Metric(
+    "serveprune_security_reloads_total",
     "counter",
     "Changes on disk of the certificate or the tokens, by whether the new one was taken or refused, so that the old "
     "one stays; of each serving process.",
     ("kind", "outcome"),
+)
+CONFIG_RELOAD_SUCCESSFUL = Metric(
+    "serveprune_config_last_reload_successful",
+    "gauge",
+    "1 when what the config file said at the last look is served; 0 when it was rejected, and what was served before "
+    "goes on.",
+    (),
+)
+CONFIG_RELOAD_SECONDS = Metric(
+    "serveprune_config_last_reload_success_timestamp_seconds",
+    "gauge",
+    "When the config file was last found to be good, in seconds since the epoch.",
+    (),
+)
+ROLLOUT_WEIGHT = Metric(
+    "serveprune_rollout_canary_weight_ratio",
+    "gauge",
+    "Share of the requests that name no tier which goes to the canary.",
+    ("model",),
+)
+ROLLOUT_STEP = Metric(
+    "serveprune_rollout_step", "gauge", "Step of the rollout that is under way, counted from 0.", ("model",)
+)
+ROLLOUT_PHASE = Metric(
+    "serveprune_rollout_phase",
+    "gauge",
+    "1 for the phase that the rollout is in (waiting, progressing, paused, promoted, aborted), 0 for the others.",
+    ("model", "phase"),
+)
+ROLLOUT_CHANGES = Metric(
+    "serveprune_rollout_changes_total",
+    "counter",
+    "What happened to rollouts: canary_ready, canary_not_ready, step, paused, resumed, promoted, aborted.",
+    ("model", "kind"),
 )
 PROCESSES = Metric("serveprune_processes", "gauge", "Serving processes that listen.", (), merge="sum")
 PROCESS_RESTARTS = Metric(
@@ -181,6 +216,9 @@ _MULTIPROCESS_MODES: Mapping[str, Literal["livesum", "livemax", "livemin"]] = {
     "min": "livemin",
 }
 
+_OWN_VALUES = values.MutexValue
+"""What keeps the values of a process that shares them with no other."""
+
 METRICS: tuple[Metric, ...] = tuple(value for value in list(globals().values()) if isinstance(value, Metric))
 """The whole table, in the order of the module."""
 
@@ -192,6 +230,7 @@ class Metrics:
         # Without this every series comes with a second one that holds nothing but its birthday.
         disable_created_metrics()  # type: ignore[no-untyped-call]  # it ships no annotations
         self.registry = registry or CollectorRegistry()
+        self._shares_series = values.ValueClass is not _OWN_VALUES
         ProcessCollector(registry=self.registry)
         PlatformCollector(registry=self.registry)
         self._counters: dict[Metric, Counter] = {}
@@ -227,6 +266,21 @@ class Metrics:
         """Return the gauge, or its child for these label values in the table's order."""
         gauge = self._gauges[metric]
         return gauge.labels(*labels) if labels else gauge
+
+    def forget(self, *, model: str, version: str) -> None:
+        """Show no gauge of a model any more; what was counted stays.
+
+        Where several processes share their series they are not taken back: those whose sum or least value is shown
+        are set to 0.
+        """
+        for metric, gauge in self._gauges.items():
+            if metric.labels[:2] != ("model", "version"):
+                continue
+            if not self._shares_series:
+                gauge.remove_by_labels({"model": model, "version": version})
+            elif metric.merge != "max":
+                for labels in [each for each in gauge._metrics if each[:2] == (model, version)]:
+                    gauge.labels(*labels).set(0)
 
     def histogram(self, metric: Metric, *labels: str) -> Histogram:
         """Return the histogram, or its child for these label values in the table's order."""

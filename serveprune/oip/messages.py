@@ -25,6 +25,7 @@ class InferenceRequest:
         tier: Tier from the header or metadata ``x-compression-tier``.
         max_latency_ms: Text of the header or metadata ``x-max-latency-ms``.
         min_quality: Text of the header or metadata ``x-min-quality``.
+        sticky_header: Value of the header, or metadata, by which its deployment spreads requests, if that has one.
         deadline: Moment on ``time.monotonic()`` after which the caller no longer waits.
     """
 
@@ -38,6 +39,7 @@ class InferenceRequest:
     deadline: float | None = None
     max_latency_ms: str | None = None
     min_quality: str | None = None
+    sticky_header: str | None = None
 
 
 @dataclass(slots=True)

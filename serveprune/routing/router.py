@@ -1,7 +1,5 @@
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
-from enum import StrEnum
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 from serveprune.config.deployment import DeploymentConfig
@@ -10,49 +8,18 @@ from serveprune.models.instance import Instance
 from serveprune.models.registry import Model
 from serveprune.models.variant import Variant, VariantState
 from serveprune.observability.metrics import Metrics
+from serveprune.oip.messages import InferenceRequest
 from serveprune.routing.adaptive_deployment import AdaptiveDeployment
 from serveprune.routing.adaptive_policy import Verdict
 from serveprune.routing.candidate import Candidate
 from serveprune.routing.objective import Objective
 from serveprune.routing.objective_choice import choose, milliseconds, refusal
+from serveprune.routing.route import Route, RouteReason
 from serveprune.routing.tier_selection import TierChoice
+from serveprune.routing.traffic import CanaryOrder, Traffic, sticky_key
 from serveprune.scheduling.forecast import Forecaster
 
 _RETRY_WHILE_BUILDING_SECONDS = 5.0
-
-
-class RouteReason(StrEnum):
-    """Why a request was served by the tier that served it."""
-
-    REQUESTED = "requested"
-    DEFAULT = "default"
-    BUILDING = "building"
-    REFUSED = "refused"
-    FAILED = "failed"
-    OBJECTIVE = "objective"
-    ADAPTIVE = "adaptive"
-    ADAPTIVE_LOAD = "adaptive_load"
-
-
-@dataclass(slots=True)
-class Route:
-    """Where a request goes.
-
-    Attributes:
-        wanted: The tier asked for, or the deployment's default, or the best tier that might have been chosen.
-        tier: The tier that serves.
-        explanation: `reason` in words, for the answer.
-        deadline_seconds: From the request's arrival until its answer is worthless, if it says so.
-        target_seconds: From the request's arrival until its answer should be there, if the deployment says so.
-    """
-
-    instance: Instance
-    wanted: str
-    tier: str
-    reason: RouteReason
-    explanation: str
-    deadline_seconds: float | None = None
-    target_seconds: float | None = None
 
 
 class Router:
@@ -62,26 +29,45 @@ class Router:
     """
 
     def __init__(
-        self,
-        models: Iterable[Model],
-        forecaster: Forecaster,
-        metrics: Metrics,
-        *,
-        deployments: Mapping[str, DeploymentConfig],
-        clock: Callable[[], float] = time.monotonic,
+        self, forecaster: Forecaster, metrics: Metrics, *, clock: Callable[[], float] = time.monotonic
     ) -> None:
         self._forecaster = forecaster
-        self._adaptive: dict[str, AdaptiveDeployment] = {}
-        for model in models:
-            deployment = deployments.get(model.name)
-            if deployment is not None and deployment.target_latency_ms is not None:
-                self._adaptive[model.name] = AdaptiveDeployment(
-                    model,
-                    metrics,
-                    target_seconds=deployment.target_latency_ms / 1e3,
-                    min_quality=deployment.min_quality,
-                    clock=clock,
-                )
+        self._metrics = metrics
+        self._clock = clock
+        self._adaptive: dict[Model, AdaptiveDeployment] = {}
+        self._traffic: dict[Model, Traffic] = {}
+        self._deployments: dict[Model, DeploymentConfig] = {}
+
+    def deploy(self, model: Model, deployment: DeploymentConfig) -> None:
+        """Spread the traffic of a model as its deployment says, from now on.
+
+        An adaptive deployment that changes in other ways than its target and least quality goes on where it was, and
+        so does a split or a canary of which all stays as it is.
+        """
+        former, self._deployments[model] = self._deployments.get(model), deployment
+        if deployment.split is None and deployment.canary is None:
+            self._traffic.pop(model, None)
+        elif former is None or _of_traffic(former) != _of_traffic(deployment):
+            self._traffic[model] = Traffic(model, deployment)
+        if deployment.target_latency_ms is None:
+            self._adaptive.pop(model, None)
+            return
+        target_seconds, present = deployment.target_latency_ms / 1e3, self._adaptive.get(model)
+        if present is None or (present.target_seconds, present.min_quality) != (target_seconds, deployment.min_quality):
+            self._adaptive[model] = AdaptiveDeployment(
+                model,
+                self._metrics,
+                target_seconds=target_seconds,
+                min_quality=deployment.min_quality,
+                clock=self._clock,
+            )
+
+    def keep_only(self, models: Iterable[Model]) -> None:
+        """Keep nothing of any other model."""
+        kept = set(models)
+        self._deployments = {model: each for model, each in self._deployments.items() if model in kept}
+        self._traffic = {model: traffic for model, traffic in self._traffic.items() if model in kept}
+        self._adaptive = {model: adaptive for model, adaptive in self._adaptive.items() if model in kept}
 
     def route(
         self,
@@ -92,6 +78,7 @@ class Router:
         rows: int,
         length: int,
         elapsed_seconds: float,
+        sticky_key: str | None = None,
     ) -> Route:
         """Decide where a request goes.
 
@@ -102,6 +89,7 @@ class Router:
             rows: Of the request.
             length: Of each row, as `Job.length` counts it.
             elapsed_seconds: Since it arrived.
+            sticky_key: Where a deployment spreads requests, those of the same key get the same tier.
 
         Raises:
             InvalidArgument: It names a tier and sets an objective, or demands what no tier can give.
@@ -111,7 +99,7 @@ class Router:
             Unavailable: See `route`; or the tier that may meet the demands is still being built.
             FailedPrecondition: See `route`.
         """
-        adaptive = self._adaptive.get(model.name)
+        adaptive = self._adaptive.get(model)
         if objective is not None:
             if choice.tier is not None:
                 raise InvalidArgument(
@@ -120,15 +108,48 @@ class Router:
                 )
             ready = self._ready(model, rows=rows, length=length)
             return _for_objective(model, objective, ready, adaptive=adaptive, elapsed_seconds=elapsed_seconds)
-        if adaptive is None or choice.tier is not None:
+        if choice.tier is not None:
+            return route(model, choice)
+        spread, side = None, None
+        traffic = self._traffic.get(model)
+        if traffic is not None:
+            spread, side = traffic.choose(sticky_key)
+        if spread is None:
+            spread = self._stable(model, choice, adaptive, rows=rows, length=length, elapsed_seconds=elapsed_seconds)
+            spread.side = side
+        return spread
+
+    def _stable(
+        self,
+        model: Model,
+        choice: TierChoice,
+        adaptive: AdaptiveDeployment | None,
+        *,
+        rows: int,
+        length: int,
+        elapsed_seconds: float,
+    ) -> Route:
+        """Route a request that names no tier, and that no canary and no split gets."""
+        if adaptive is None:
             return route(model, choice)
         ready = self._ready(model, rows=rows, length=length, min_quality=adaptive.min_quality)
         return _adaptively(model, adaptive, ready, elapsed_seconds=elapsed_seconds)
 
     def adaptive_state(self, model: Model) -> dict[str, Any] | None:
         """Return how a model's adaptive deployment stands, ready for JSON; ``None`` where it has none."""
-        adaptive = self._adaptive.get(model.name)
+        adaptive = self._adaptive.get(model)
         return adaptive.describe() if adaptive is not None else None
+
+    def sticky_key(self, model: Model, request: InferenceRequest) -> str | None:
+        """Return what a request to a model is spread by, if its deployment spreads by anything."""
+        traffic = self._traffic.get(model)
+        return sticky_key(traffic.sticky, request) if traffic is not None and traffic.sticky is not None else None
+
+    def obey(self, model: Model, order: CanaryOrder) -> None:
+        """Give the canary of a model what its rollout says."""
+        traffic = self._traffic.get(model)
+        if traffic is not None:
+            traffic.obey(order)
 
     def _ready(
         self, model: Model, *, rows: int, length: int, min_quality: float | None = None
@@ -141,6 +162,10 @@ class Router:
                 forecast = self._forecaster.forecast(instance, rows=rows, length=length)
                 ready.append((instance, Candidate(variant.tier, rank, variant.quality, forecast)))
         return ready
+
+
+def _of_traffic(deployment: DeploymentConfig) -> tuple[object, ...]:
+    return deployment.split, deployment.canary, deployment.sticky
 
 
 def _reaches(quality: float | None, min_quality: float | None) -> bool:

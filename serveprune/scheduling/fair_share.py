@@ -1,4 +1,5 @@
 from collections.abc import Iterable, Mapping
+from types import MappingProxyType
 
 _LEAD_SECONDS = 0.1
 """Compute time that a model may have had more than its share: within it, urgency decides."""
@@ -12,7 +13,9 @@ class FairShare:
     saves up. Not thread-safe; no clock.
     """
 
-    def __init__(self, weights: Mapping[str, float], *, lead_seconds: float = _LEAD_SECONDS) -> None:
+    def __init__(
+        self, weights: Mapping[str, float] = MappingProxyType({}), *, lead_seconds: float = _LEAD_SECONDS
+    ) -> None:
         """Name the weights.
 
         Args:
@@ -23,6 +26,10 @@ class FairShare:
         self._lead_seconds = lead_seconds
         self._virtual: dict[str, float] = {}
         self._served = 0.0
+
+    def reweigh(self, weights: Mapping[str, float]) -> None:
+        """Have other weights from now on."""
+        self._weights = dict(weights)
 
     def enter(self, model: str, *, others: Iterable[str]) -> None:
         """Let a model that had nothing waiting join those that have.

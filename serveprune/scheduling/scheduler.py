@@ -4,7 +4,6 @@ import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from enum import StrEnum
-from types import MappingProxyType
 
 from serveprune.errors import Cancelled, DeadlineExceeded, Internal, ServePruneError, Unavailable
 from serveprune.oip.tensor import Array
@@ -79,7 +78,6 @@ class Scheduler:
         self,
         *,
         executors: int,
-        shares: Mapping[str, float] = MappingProxyType({}),
         on_batch: Callable[[Executable, int], None] = lambda executable, rows: None,
         on_drop: Callable[[Executable, Drop], None] = lambda executable, reason: None,
         clock: Callable[[], float] = time.monotonic,
@@ -88,7 +86,6 @@ class Scheduler:
 
         Args:
             executors: Batches computed at the same time, at the most.
-            shares: Model -> its weight when models compete for executors; 1 where it is not named.
             on_batch: Called with the variant and the number of rows after each computed batch.
             on_drop: Called with the variant and the reason when a job is dropped.
             clock: Monotonic seconds; deadlines of jobs are on it.
@@ -97,7 +94,7 @@ class Scheduler:
         self._on_batch = on_batch
         self._on_drop = on_drop
         self.after_batch: Callable[[], None] = lambda: None
-        self._share = FairShare(shares)
+        self._share = FairShare()
         self._waiting = JobQueue(self._share)
         self._changed = threading.Condition(threading.Lock())
         self._idle = self._computing_here = 0
@@ -111,6 +108,15 @@ class Scheduler:
         ]
         for thread in self._threads:
             thread.start()
+
+    def share_out(self, shares: Mapping[str, float]) -> None:
+        """Divide compute time otherwise from now on.
+
+        Args:
+            shares: Model -> its weight when models compete for executors; 1 where it is not named.
+        """
+        with self._changed:
+            self._share.reweigh(shares)
 
     def submit(self, job: Job, *, more: bool = False, before_queued: Callable[[], None] = lambda: None) -> None:
         """Queue a job, and compute it here if it is quick and an executor idles.

@@ -9,22 +9,29 @@ _RETRY_SECONDS = 1.0
 class Admission:
     """Bounds how many requests are waiting or running, of each model and together, and their bytes. Thread-safe."""
 
-    def __init__(self, *, limit: int, limits: Mapping[str, int], max_bytes: int) -> None:
+    def __init__(self, *, limit: int, max_bytes: int) -> None:
         """Set the bounds.
 
         Args:
             limit: Requests of all models together.
-            limits: Model -> requests of it alone; a model that is not named is bounded by ``limit`` only.
             max_bytes: Of all inputs together. A request that is alone is admitted whatever its size: what it may
                 have is bounded where it is received.
         """
         self._limit = limit
-        self._limits = dict(limits)
+        self._limits: Mapping[str, int] = {}
         self._max_bytes = max_bytes
         self._admitted = 0
         self._admitted_of: dict[str, int] = {}
         self._bytes = 0
         self._lock = threading.Lock()
+
+    def limit_models(self, limits: Mapping[str, int]) -> None:
+        """Bound single models, too, in other ways than before; who is admitted stays.
+
+        Args:
+            limits: Model -> requests of it; a model that is not named is bounded together with the others only.
+        """
+        self._limits = dict(limits)
 
     def enter(self, model: str, size_bytes: int) -> None:
         """Take a place.

@@ -6,7 +6,7 @@ from serveprune.oip.answer import Answer
 from serveprune.oip.messages import InferenceResponse
 from serveprune.oip.tensor import Tensor
 from serveprune.routing.objective import Objective
-from serveprune.routing.router import Route
+from serveprune.routing.route import Route
 from serveprune.routing.tier_selection import TierChoice
 from serveprune.serving.variant_series import VariantSeries
 
@@ -21,6 +21,7 @@ class Call:
         size_bytes: Of the inputs, which are freed sooner than the answer is, so that no reference to them is here.
         series: Of the variant that serves; of the tier that is wanted until one is chosen.
         more: See `DataPlane.submit`.
+        sticky_key: What its deployment spreads requests by.
         route: Once it is chosen.
         finished: Locked when the request has ended, for it ends once.
     """
@@ -37,6 +38,7 @@ class Call:
     deadline: float
     series: VariantSeries
     more: bool
+    sticky_key: str | None = None
     preprocessing_seconds: float | None = None
     route: Route | None = None
     answer: Answer = field(default_factory=Answer)

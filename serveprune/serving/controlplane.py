@@ -2,36 +2,35 @@
 
 import logging
 import threading
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import Any
 
-from serveprune.artifacts.builder import ArtifactBuilder, BuildOutcome, BuildProgress, BuildRequest, BuildResult
-from serveprune.artifacts.environment import is_this_environment
-from serveprune.artifacts.store import Artifact
-from serveprune.backends.selection import ONNX_RUNTIME
-from serveprune.config.model import DENSE
+from serveprune.artifacts.builder import ArtifactBuilder
+from serveprune.config.changes import TierName
+from serveprune.config.model import DENSE, ModelConfig
 from serveprune.config.profile import ProfileConfig
-from serveprune.errors import FailedPrecondition, Internal, InvalidArgument, NotFound, ServePruneError
-from serveprune.evaluation.choice import choose
-from serveprune.models.instance import BatchSettings, Instance
+from serveprune.models.instance import Instance
 from serveprune.models.registry import Model, Registry
 from serveprune.models.repository import VariantRepository
-from serveprune.models.variant import Variant, VariantState
+from serveprune.models.variant import VariantState
 from serveprune.oip.messages import ModelState, RepositoryEntry
 from serveprune.routing.tier_selection import QUALIFIER, split_name
-from serveprune.serving.report import VariantReporter, describe
+from serveprune.serving.bring_up import BringUp, Task
+from serveprune.serving.report import VariantReporter, describe_model
 
 _log = logging.getLogger(__name__)
 
-_UNEXPECTED = "unexpected failure; see the server's log"
+_GRACE_SECONDS = 1.0
+_OF_THE_GRAPH = ("source", "version", "preprocessing", "task")
+"""What of a model's config makes it another model when it changes."""
 
 
 class ControlPlane:
     """Loads what the store has, has built what it lacks, one after the other, in a thread of its own.
 
     Dense comes before any compressed tier, and what is cached before what must be built, so that every model
-    answers as early as it can.
+    answers as early as it can. When the config changes, what serves goes on serving until what takes its place is
+    ready: tier by tier where the dense graph stays, the whole model at once where it does not.
     """
 
     def __init__(
@@ -44,28 +43,125 @@ class ControlPlane:
         profiles: Mapping[str, ProfileConfig],
         adaptive_state: Callable[[Model], dict[str, Any] | None] = lambda model: None,
         on_settled: Callable[[], None] = lambda: None,
+        grace_seconds: float = _GRACE_SECONDS,
     ) -> None:
+        """Show what is to be; nothing runs yet.
+
+        Args:
+            registry: Of the models that are served.
+            repository: Finds and loads artifacts.
+            builder: Makes those that are not there.
+            reporter: Told of every change of a variant.
+            profiles: By tier.
+            adaptive_state: How a model's adaptive deployment stands, ready for JSON.
+            on_settled: Called when nothing is left to bring up.
+            grace_seconds: How long what was taken out of the registry is kept for requests that are on their way to it.
+        """
         self._registry = registry
-        self._repository = repository
-        self._builder = builder
+        self._bring_up = BringUp(repository, builder, reporter, on_change=self._show)
         self._reporter = reporter
         self._profiles = profiles
         self._adaptive_state = adaptive_state
         self._on_settled = on_settled
+        self._grace_seconds = grace_seconds
+        self._staged: Mapping[str, Model] = {}
+        self._retiring: dict[threading.Timer, tuple[Instance, ...]] = {}
+        self._running: tuple[Task, threading.Event] | None = None
         self._stopped = threading.Event()
-        self._settled = threading.Condition()
-        self._thread = threading.Thread(target=self._bring_up, name="builds", daemon=True)
+        self._changed = threading.Condition()
+        self._has_work = True
+        self._thread = threading.Thread(target=self._work, name="builds", daemon=True)
         for model in registry.models():
-            for variant in model.variants.values():
-                reporter.publish(model, variant)
+            self._publish(model)
 
     def start(self) -> None:
         """Begin to load and build, in the background."""
         self._thread.start()
 
+    def apply(
+        self, models: Mapping[str, Model], *, profiles: Mapping[str, ProfileConfig], touched: Collection[TierName]
+    ) -> list[Model]:
+        """Have other models, or the same in other ways, from now on; returns before anything is loaded or built.
+
+        Args:
+            models: As a server that starts with the new config would have them; none has been brought up.
+            profiles: By tier.
+            touched: What is to be built or loaded anew, for its profile or its model is another one.
+
+        Returns:
+            All that there are: such as serve, and such as are to take the place of one that does.
+        """
+        with self._changed:
+            self._profiles = profiles
+            served: dict[str, Model] = {}
+            staged: dict[str, Model] = {}
+            for name, wanted in models.items():
+                present, waiting = self._registry.find(name), self._staged.get(name)
+                if present is not None and _same_graph(present.config, wanted.config):
+                    served[name] = self._revised(present, wanted, touched=touched)
+                elif present is None or present.dense.instance is None:
+                    served[name] = wanted
+                else:
+                    served[name] = present
+                    staged[name] = wanted
+                    if waiting is not None and _same_graph(waiting.config, wanted.config):
+                        staged[name] = self._revised(waiting, wanted, touched=touched)
+            before = self._all_models()
+            self._staged = staged
+            self._registry.replace(served)
+            for model in served.values():
+                self._publish(model)
+            for model in before:
+                if model not in self._all_models():
+                    self._take_out(model)
+            if self._running is not None and not self._is_wanted(self._running[0]):
+                self._running[1].set()
+            self._has_work = True
+            self._changed.notify_all()
+            return self._all_models()
+
+    def _revised(self, model: Model, wanted: Model, *, touched: Collection[TierName]) -> Model:
+        changed = {tier for tier in wanted.config.tiers if TierName(model.name, tier) in touched}
+        gone = model.revise(wanted.config, default_tier=wanted.default_tier, priority=wanted.priority, changed=changed)
+        self._retire_later(gone)
+        return model
+
+    def _is_wanted(self, task: Task) -> bool:
+        """Tell whether a build in progress is still for something; its result is for nothing otherwise."""
+        pending = task.model.pending(task.tier) if task.model in self._all_models() else None
+        return pending is not None and pending.revision == task.revision
+
+    def _take_out(self, model: Model) -> None:
+        """Let go of a model that is not, or no longer, in the registry."""
+        self._retire_later([each.instance for each in model.variants.values() if each.instance is not None])
+        if all(each.key != model.key for each in self._registry.models()):
+            self._reporter.retract(model)
+
+    def _retire_later(self, instances: Sequence[Instance]) -> None:
+        """Retire what is out of the registry when the requests that had found it there hold it, or are over."""
+        if not instances:
+            return
+
+        def retire() -> None:
+            for instance in self._retiring.pop(timer, ()):
+                instance.retire()
+
+        timer = threading.Timer(self._grace_seconds, retire)
+        timer.daemon = True
+        self._retiring[timer] = tuple(instances)
+        timer.start()
+
+    def _publish(self, model: Model) -> None:
+        for tier in model.variants:
+            self._reporter.publish(model, tier)
+
     def cancel_builds(self) -> None:
         """Ask a running build to end and begin no other; does not wait."""
-        self._stopped.set()
+        with self._changed:
+            self._stopped.set()
+            if self._running is not None:
+                self._running[1].set()
+            self._changed.notify_all()
 
     def stop(self, *, timeout_seconds: float) -> bool:
         """End a running build, and take every instance out of service; idempotent.
@@ -76,18 +172,23 @@ class ControlPlane:
         self.cancel_builds()
         if self._thread.is_alive():
             self._thread.join(timeout_seconds)
-        for model in self._registry.models():
+        for timer in list(self._retiring):
+            timer.cancel()
+            for instance in self._retiring.pop(timer, ()):
+                instance.retire()
+        for model in self._all_models():
             for variant in model.variants.values():
                 if variant.instance is not None:
                     variant.instance.retire()
         return not self._thread.is_alive()
 
     def wait_settled(self, timeout_seconds: float) -> bool:
-        """Wait until every variant serves, was refused or failed; return whether that happened in time."""
-        with self._settled:
-            return self._settled.wait_for(
-                lambda: all(model.is_settled for model in self._registry.models()), timeout_seconds
-            )
+        """Wait until everything serves, was refused or failed; return whether that happened in time."""
+        with self._changed:
+            return self._changed.wait_for(self._is_settled, timeout_seconds)
+
+    def _is_settled(self) -> bool:
+        return all(model.is_settled for model in self._all_models())
 
     def index(self, *, ready_only: bool = False) -> list[RepositoryEntry]:
         """Return a line for each model, and for each of its tiers under its qualified name."""
@@ -113,174 +214,87 @@ class ControlPlane:
             NotFound: No such model.
         """
         model = self._registry.get(split_name(name)[0])
+        staged = self._staged.get(model.name)
         return {
-            "name": model.name,
-            "version": model.version,
-            "default_tier": model.default_tier,
+            **describe_model(model),
             "adaptive": self._adaptive_state(model),
-            "tiers": [describe(variant) for variant in model.variants.values()],
+            "successor": describe_model(staged) if staged is not None else None,
         }
 
-    def _bring_up(self) -> None:
-        models = self._registry.models()
-        for model in models:
-            self._guarded(model, DENSE, self._find)
-        for model in models:
-            self._guarded(model, DENSE, self._build)
-            self._each_tier(model, self._find)
-        for model in models:
-            self._each_tier(model, self._build)
-        self._on_settled()
+    def _work(self) -> None:
+        while True:
+            with self._changed:
+                self._changed.wait_for(lambda: self._has_work or self._stopped.is_set())
+                if self._stopped.is_set():
+                    return
+                self._has_work = False
+            if all(self._take_step(*step) for step in self._steps()):
+                self._on_settled()
 
-    def _each_tier(self, model: Model, step: Callable[[Model, str], None]) -> None:
-        for tier in model.variants:
-            if tier != DENSE:
-                self._guarded(model, tier, step)
+    def _steps(self) -> Iterable[tuple[Model, str, bool]]:
+        """Return what is to be looked up, and then built, in order: model, tier, and whether to build."""
+        models = self._all_models()
+        for model in models:
+            yield model, DENSE, False
+        for model in models:
+            yield model, DENSE, True
+            for tier in _compressed(model):
+                yield model, tier, False
+        for model in models:
+            for tier in _compressed(model):
+                yield model, tier, True
 
-    def _guarded(self, model: Model, tier: str, step: Callable[[Model, str], None]) -> None:
-        """Take a step with a variant that is not settled; whatever goes wrong is the variant's failure alone."""
-        if self._stopped.is_set() or model.variants[tier].state.is_settled:
-            return
-        try:
-            if tier != DENSE and model.dense.artifact is None:
-                reason = f"{DENSE} failed, and {tier} is made from it"
-                self._update(model, tier, state=VariantState.FAILED, reasons=(reason,))
+    def _take_step(self, model: Model, tier: str, builds: bool) -> bool:
+        """Take a step with a variant that is not settled; return whether to go on, and not to begin anew."""
+        with self._changed:
+            pending = model.pending(tier) if model in self._all_models() else None
+            if pending is not None and not pending.state.is_settled and not self._stopped.is_set():
+                task = Task(model, tier, pending.revision, model.config, self._profiles.get(tier))
+                cancelled = threading.Event()
+                self._running = (task, cancelled)
+        if self._running is not None:
+            if builds:
+                self._bring_up.build(task, cancelled=cancelled)
             else:
-                step(model, tier)
-        except ServePruneError as error:
-            _log.error("%s %s: %s", model.name, tier, error.message)
-            self._update(model, tier, state=VariantState.FAILED, reasons=(error.message,), progress=None)
-        except Exception:  # the thread must go on to the other variants
-            _log.exception("%s %s: unexpected failure", model.name, tier)
-            self._update(model, tier, state=VariantState.FAILED, reasons=(_UNEXPECTED,), progress=None)
+                self._bring_up.find(task)
+        with self._changed:
+            self._running = None
+            self._replace_when_settled(model)
+            return not (self._has_work or self._stopped.is_set())
 
-    def _find(self, model: Model, tier: str) -> None:
-        artifact = self._lookup(model, tier)
-        if artifact is None:
+    def _replace_when_settled(self, model: Model) -> None:
+        """Let a model of another graph take the place of the one of its name, once it serves all it will."""
+        if self._staged.get(model.name) is not model or not model.is_settled:
             return
-        try:
-            self._take(model, tier, artifact)
-        except NotFound as error:  # evicted by another process in this very moment: no more than a miss
-            _log.info("%s %s: %s", model.name, tier, error.message)
-
-    def _lookup(self, model: Model, tier: str) -> Artifact | None:
-        if tier == DENSE:
-            return self._repository.find_dense(model.config)
-        dense = model.dense.artifact
-        if dense is None:
-            raise Internal(f"{tier} was looked up before {DENSE}, which it is made from")
-        return self._repository.find_tier(model.config, dense=dense, profile=self._profiles[tier])
-
-    def _take(self, model: Model, tier: str, artifact: Artifact) -> None:
-        """Route to an artifact if the gate lets it: load it, warm, and only then show it."""
-        built_here = is_this_environment(artifact.manifest.environment)
-        ways, reasons = self._ways(model, tier, artifact)
-        if reasons:
-            _log.warning("%s %s: refused: %s", model.name, tier, "; ".join(reasons))
-            self._update(
-                model,
-                tier,
-                state=VariantState.REFUSED,
-                artifact=artifact,
-                reasons=reasons,
-                progress=None,
-                built_here=built_here,
-            )
+        if model.dense.instance is None:
+            _log.error("%s: version %s does not take over: %s", *model.key, "; ".join(model.dense.reasons))
             return
-        if not built_here and tier != DENSE:
-            _log.warning("%s %s was built and measured in another environment", model.name, tier)
-        backend, artifact, instance = self._load_first(model, tier, ways)
-        if tier == DENSE:
-            try:
-                model.preprocessor = self._repository.load_preprocessor(artifact, instance)
-            except BaseException:
-                instance.retire()
-                raise
-        self._update(
-            model,
-            tier,
-            state=VariantState.READY,
-            artifact=artifact,
-            instance=instance,
-            progress=None,
-            backend=backend,
-            built_here=built_here,
-        )
-        _log.info("%s %s: ready (%s)", model.name, tier, backend)
+        self._staged = {name: one for name, one in self._staged.items() if name != model.name}
+        models = {one.name: one for one in self._registry.models()}
+        former, models[model.name] = models[model.name], model
+        self._registry.replace(models)
+        self._publish(model)
+        self._take_out(former)
+        self._changed.notify_all()
+        _log.info("%s: version %s has taken over", *model.key)
 
-    def _ways(self, model: Model, tier: str, artifact: Artifact) -> tuple[list[tuple[str, Artifact]], tuple[str, ...]]:
-        """Return the backends that an artifact may be served by, best first, each with the figures that hold there.
+    def _all_models(self) -> list[Model]:
+        return [*self._registry.models(), *self._staged.values()]
 
-        If there is none: why.
-        """
-        if tier == DENSE:
-            backend = model.config.backend
-            return [(ONNX_RUNTIME if backend == "auto" else backend, artifact)], ()
-        choice = choose(artifact.manifest.all_measurements, self._profiles[tier].gate)
-        return [
-            (each.backend, replace(artifact, manifest=artifact.manifest.led_by(each))) for each in choice.passing
-        ], choice.reasons
+    def _show(self, model: Model, tier: str) -> None:
+        with self._changed:
+            if self._registry.find(model.name) is model:
+                self._reporter.publish(model, tier)
+            self._changed.notify_all()
 
-    def _load_first(
-        self, model: Model, tier: str, ways: Sequence[tuple[str, Artifact]]
-    ) -> tuple[str, Artifact, Instance]:
-        """Load an artifact on the first backend that can: a store may have been filled where there were more."""
-        for backend, artifact in ways:
-            try:
-                instance = self._repository.load(
-                    artifact,
-                    identity=(model.name, model.version, tier),
-                    batches=BatchSettings(
-                        model.config.max_batch_size,
-                        model.config.max_batch_elements,
-                        model.config.max_queue_delay_ms / 1000,
-                    ),
-                    dense=None if tier == DENSE else model.dense.instance,
-                    backend=backend,
-                )
-            except (InvalidArgument, FailedPrecondition) as error:
-                if (backend, artifact) == ways[-1]:
-                    raise
-                _log.warning("%s %s: not served by %s: %s", model.name, tier, backend, error.message)
-            else:
-                return backend, artifact, instance
-        raise Internal(f"{tier} was to be loaded on no backend")
 
-    def _build(self, model: Model, tier: str) -> None:
-        request = BuildRequest(
-            model_name=model.name,
-            model=model.config,
-            tier=tier,
-            profile=None if tier == DENSE else self._profiles[tier],
-        )
-        self._update(model, tier, state=VariantState.BUILDING, progress=BuildProgress("starting", 0.0))
-        _log.info("%s %s: building", model.name, tier)
+def _compressed(model: Model) -> list[str]:
+    return [tier for tier in model.variants if tier != DENSE]
 
-        def show(progress: BuildProgress) -> None:
-            self._update(model, tier, progress=progress)
 
-        result = self._builder.build(request, on_progress=show, cancelled=self._stopped)
-        self._reporter.count_build(model, tier, result)
-        if result.outcome is BuildOutcome.FAILED:
-            self._fail(model, tier, result)
-            return
-        artifact = self._lookup(model, tier)
-        if artifact is None:
-            raise ServePruneError(f"the build left artifact {result.key}, but the store no longer has it")
-        self._take(model, tier, artifact)
-
-    def _fail(self, model: Model, tier: str, result: BuildResult) -> None:
-        log = self._repository.name_of(result.log) if result.log else None
-        if not self._stopped.is_set():
-            _log.error("%s %s: build failed: %s (log: %s)", model.name, tier, "; ".join(result.reasons), result.log)
-        self._update(model, tier, state=VariantState.FAILED, reasons=result.reasons, progress=None, log=log)
-
-    def _update(self, model: Model, tier: str, **changes: Any) -> Variant:
-        variant = model.update(tier, **changes)
-        self._reporter.publish(model, variant)
-        with self._settled:
-            self._settled.notify_all()
-        return variant
+def _same_graph(one: ModelConfig, other: ModelConfig) -> bool:
+    """Tell whether two configs have the same dense graph, answers, and what becomes of texts and images."""
+    return all(getattr(one, name) == getattr(other, name) for name in _OF_THE_GRAPH)
 
 
 _MODEL_STATES = {

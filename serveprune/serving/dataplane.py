@@ -6,8 +6,11 @@ import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 
+from prometheus_client import Gauge
+
 from serveprune import __version__
 from serveprune.errors import Code, Internal, InvalidArgument, ServePruneError, Unavailable
+from serveprune.models.instance import InstanceRetired
 from serveprune.models.registry import Model, Registry
 from serveprune.models.variant import Variant
 from serveprune.observability import metrics as series
@@ -16,7 +19,8 @@ from serveprune.oip.answer import Answer
 from serveprune.oip.messages import InferenceRequest, ModelMetadata, ServerMetadata
 from serveprune.oip.tensor import Tensor
 from serveprune.routing.objective import objective_of
-from serveprune.routing.router import Route, Router, route
+from serveprune.routing.route import Route
+from serveprune.routing.router import Router, route
 from serveprune.routing.tier_selection import QUALIFIER, TierChoice, choose_tier, split_name
 from serveprune.routing.urgency import urgency_of
 from serveprune.scheduling.job import Job, JobResult, row_length
@@ -57,17 +61,21 @@ class DataPlane:
         self._clock = clock
         self._preprocessing = ThreadPoolExecutor(preprocessing_threads, thread_name_prefix="preprocessing")
         self._in_preprocessing: set[Future[None]] = set()
-        self._series = {
-            (model.name, tier): VariantSeries(metrics, model=model.name, version=model.version, tier=tier)
-            for model in registry.models()
-            for tier in model.variants
-        }
-        self._in_flight = {
-            model.name: metrics.gauge(series.IN_FLIGHT, model.name, model.version) for model in registry.models()
-        }
+        self._metrics = metrics
+        self._series: dict[tuple[tuple[str, str], str], VariantSeries] = {}
+        self._in_flight: dict[tuple[str, str], Gauge] = {}
         self._rejected = {code: metrics.counter(series.REJECTED_REQUESTS, code) for code in Code}
         self._settlement = Settlement(admission, self._in_flight, clock=clock)
         scheduler.after_batch = self._settlement.settle
+
+    def expect(self, model: Model) -> None:
+        """Make the series of a model, before it is in the registry or has other tiers there."""
+        for tier in model.config.tiers:
+            if (model.key, tier) not in self._series:
+                self._series[model.key, tier] = VariantSeries(
+                    self._metrics, model=model.name, version=model.version, tier=tier
+                )
+        self._in_flight[model.key] = self._metrics.gauge(series.IN_FLIGHT, *model.key)
 
     def submit(self, request: InferenceRequest, *, more: bool = False) -> Answer:
         """Start answering a request; cancel the future when the caller has left.
@@ -105,7 +113,7 @@ class DataPlane:
             model.variant(choice.tier)
         size_bytes = sum([tensor.size_bytes for tensor in request.inputs])
         self._admission.enter(model.name, size_bytes)
-        self._settlement.tally.count(self._in_flight[model.name])
+        self._settlement.tally.count(self._in_flight[model.key])
         deadline = started + min(self._timeout_seconds, urgency.timeout_seconds or math.inf)
         if request.deadline is not None:
             deadline = min(deadline, request.deadline)
@@ -120,8 +128,9 @@ class DataPlane:
             size_bytes,
             started,
             deadline,
-            self._series[model.name, choice.tier or model.default_tier],
+            self._series[model.key, choice.tier or model.default_tier],
             more,
+            self._router.sticky_key(model, request),
         )
 
     def _step(self, call: Call, step: Callable[[Call, Sequence[Tensor]], None], tensors: Sequence[Tensor]) -> None:
@@ -160,13 +169,20 @@ class DataPlane:
         self._queue(call, filled)
 
     def _queue(self, call: Call, tensors: Sequence[Tensor]) -> None:
+        try:
+            self._queue_for(call.model, call, tensors)
+        except InstanceRetired:
+            # The config has changed while the request was preprocessed.
+            self._queue_for(self._registry.get(call.choice.model), call, tensors)
+
+    def _queue_for(self, model: Model, call: Call, tensors: Sequence[Tensor]) -> None:
         # All tiers of a model take and give the same; without any, this says why.
-        known = call.model.any_instance or route(call.model, call.choice).instance
-        preprocessor = call.model.preprocessor
+        known = model.any_instance or route(model, call.choice).instance
+        preprocessor = model.preprocessor
         alternative = preprocessor.input if preprocessor else None
         feeds, rows = graph_feeds(tensors, known.inputs, max_rows=self._max_rows, alternative=alternative)
         _check_outputs(call.outputs, known.output_names)
-        chosen = self._choose(call, rows=rows, length=known.fixed_length or row_length(feeds, known.padding))
+        chosen = self._choose(model, call, rows=rows, length=known.fixed_length or row_length(feeds, known.padding))
         job = Job(
             chosen.instance,
             feeds,
@@ -182,24 +198,25 @@ class DataPlane:
         if call.answer.cancelled() or not call.answer.done():
             call.answer.add_done_callback(lambda answer: self._scheduler.abandon(job) if answer.cancelled() else None)
 
-    def _choose(self, call: Call, *, rows: int, length: int) -> Route:
+    def _choose(self, model: Model, call: Call, *, rows: int, length: int) -> Route:
         """Choose the tier that serves, and hold it."""
         chosen = self._router.route(
-            call.model,
+            model,
             call.choice,
             objective=call.objective,
             rows=rows,
             length=length,
             elapsed_seconds=self._clock() - call.started,
+            sticky_key=call.sticky_key,
         )
         chosen.instance.acquire()
         if chosen.deadline_seconds is not None:
             call.deadline = min(call.deadline, call.started + chosen.deadline_seconds)
         call.route = chosen
-        moved = call.series = self._series[call.model.name, chosen.tier]
+        moved = call.series = self._series[model.key, chosen.tier]
         tally = self._settlement.tally
         tally.count(moved.served[chosen.reason])
-        tally.count(self._series[call.model.name, chosen.wanted].requested)
+        tally.count(self._series[model.key, chosen.wanted].requested)
         if call.preprocessing_seconds is not None:
             tally.observe(moved.preprocessing_seconds, call.preprocessing_seconds)
         return chosen

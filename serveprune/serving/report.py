@@ -15,18 +15,28 @@ _REPORTED_LENGTH = 128
 """Of sequences: latencies are reported at the length nearest to it that was timed."""
 
 
-def describe(variant: Variant) -> dict[str, Any]:
-    """Return a variant's state, and what was measured of it, ready for JSON; absent figures are ``None``."""
-    progress, artifact = variant.progress, variant.artifact
+def describe_model(model: Model) -> dict[str, Any]:
+    """Return how a model and its tiers stand, ready for JSON."""
+    return {
+        "name": model.name,
+        "version": model.version,
+        "default_tier": model.default_tier,
+        "tiers": [describe(variant, model.renewals.get(tier)) for tier, variant in model.variants.items()],
+    }
+
+
+def describe(variant: Variant, renewal: Variant | None = None) -> dict[str, Any]:
+    """Return a variant's state, and what was measured of it, ready for JSON; absent figures are ``None``.
+
+    Args:
+        variant: As it serves, or is to.
+        renewal: What is to take its place.
+    """
+    artifact = variant.artifact
     description: dict[str, Any] = {
         "tier": variant.tier,
-        "state": str(variant.state),
-        "reasons": list(variant.reasons),
-        "log": variant.log,
-        "progress": {"stage": progress.stage, "fraction": progress.fraction, "message": progress.message}
-        if progress
-        else None,
-        "artifact": artifact.key if artifact else None,
+        **_standing(variant),
+        "renewal": _standing(renewal) if renewal is not None else None,
         "bytes": artifact.manifest.graph.bytes if artifact else None,
         "parameters": artifact.manifest.graph.parameters if artifact else None,
         "built_here": variant.built_here,
@@ -48,6 +58,19 @@ def describe(variant: Variant) -> dict[str, Any]:
         "latency_ms": {"dense": latency.dense_ms, "tier": latency.tier_ms},
         "latency_batch_size": latency.batch_size,
         "backends": backends(artifact.manifest) if artifact else {},
+    }
+
+
+def _standing(variant: Variant) -> dict[str, Any]:
+    progress = variant.progress
+    return {
+        "state": str(variant.state),
+        "reasons": list(variant.reasons),
+        "log": variant.log,
+        "progress": {"stage": progress.stage, "fraction": progress.fraction, "message": progress.message}
+        if progress
+        else None,
+        "artifact": variant.artifact.key if variant.artifact else None,
     }
 
 
@@ -94,10 +117,17 @@ class VariantReporter:
         self._metrics = metrics
         self._counts_builds = counts_builds
 
-    def publish(self, model: Model, variant: Variant) -> None:
-        """Set the gauges of one variant."""
-        labels = (model.name, model.version, variant.tier)
-        progress = variant.progress.fraction if variant.progress else 0.0
+    def retract(self, model: Model) -> None:
+        """Show no more how a model stands, for it is no longer served."""
+        self._metrics.forget(model=model.name, version=model.version)
+
+    def publish(self, model: Model, tier: str) -> None:
+        """Set the gauges of one tier: how far what is being built for it is, and for the rest what serves it."""
+        variant, pending = model.variants.get(tier), model.pending(tier)
+        if variant is None or pending is None:
+            return
+        labels = (model.name, model.version, tier)
+        progress = pending.progress.fraction if pending.progress else 0.0
         self._metrics.gauge(series.TIER_READY, *labels).set(variant.state is VariantState.READY)
         self._metrics.gauge(series.BUILD_PROGRESS, *labels).set(progress)
         self._create_at_zero(labels)

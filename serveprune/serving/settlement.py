@@ -8,6 +8,7 @@ from prometheus_client import Gauge
 from serveprune.errors import Code, ServePruneError
 from serveprune.observability.tally import Tally
 from serveprune.oip.tensor import Tensor
+from serveprune.rollouts.side import Side
 from serveprune.scheduling.job import Job, JobResult
 from serveprune.serving.admission import Admission
 from serveprune.serving.call import Call
@@ -15,6 +16,9 @@ from serveprune.serving.variant_series import OK
 
 _TIMER_SLACK_SECONDS = 0.02
 """The timers of event loops ring a little early."""
+
+_FAULTS_OF_THE_SERVER = frozenset((Code.INTERNAL, Code.DATA_LOSS, Code.UNAVAILABLE, Code.DEADLINE_EXCEEDED))
+"""Codes that speak against the tier, and not against what was asked of it."""
 
 _Computed = tuple[Call, tuple[Tensor, ...], JobResult]
 
@@ -34,12 +38,14 @@ class Settlement:
     and the series show this one.
     """
 
-    def __init__(self, admission: Admission, in_flight: Mapping[str, Gauge], *, clock: Callable[[], float]) -> None:
+    def __init__(
+        self, admission: Admission, in_flight: Mapping[tuple[str, str], Gauge], *, clock: Callable[[], float]
+    ) -> None:
         """Remember where to give back and count.
 
         Args:
             admission: Gave each request its place.
-            in_flight: Model -> its requests that have not ended.
+            in_flight: Model and version -> its requests that have not ended.
             clock: That of the requests.
         """
         self._admission = admission
@@ -94,9 +100,11 @@ class Settlement:
         if not call.finished.acquire(blocking=False):
             return False
         self._admission.leave(call.model.name, call.size_bytes)
-        tally.count(self._in_flight[call.model.name], -1)
+        tally.count(self._in_flight[call.model.key], -1)
+        side = None
         if call.route is not None:
             call.route.instance.release()
+            side = call.route.side
         series = call.series
         if result is not None:
             tally.observe(series.queue_seconds, result.queue_seconds)
@@ -105,8 +113,19 @@ class Settlement:
             # Front ends give a request up when its caller leaves and when its time is over.
             late = now >= call.deadline - _TIMER_SLACK_SECONDS
             tally.count(series.answered[Code.DEADLINE_EXCEEDED if late else Code.CANCELLED])
+            if side is not None and late:
+                side.failed()
             return False
+        if side is not None:
+            _tell(side, now - call.started, error)
         if error is None:
             tally.observe(series.request_seconds, now - call.started)
         tally.count(series.answered[OK if error is None else error.code])
         return True
+
+
+def _tell(side: Side, seconds: float, error: ServePruneError | None) -> None:
+    if error is None:
+        side.answered(seconds)
+    elif error.code in _FAULTS_OF_THE_SERVER:
+        side.failed()

@@ -1,7 +1,7 @@
 from serveprune.errors import Code
 from serveprune.observability import metrics as series
 from serveprune.observability.metrics import Metrics
-from serveprune.routing.router import RouteReason
+from serveprune.routing.route import RouteReason
 
 OK = "OK"
 """Stands in the place of an error's code where there was none."""

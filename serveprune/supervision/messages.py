@@ -13,6 +13,7 @@ from serveprune.artifacts.builder import BuildProgress, BuildRequest, BuildResul
 from serveprune.config.root import ServePruneConfig
 from serveprune.config.server import ListenAddress
 from serveprune.errors import Code
+from serveprune.rollouts.rollouts import Observation
 
 _CHUNK_BYTES = 65536
 
@@ -28,6 +29,13 @@ class Begin(_Message):
     config: ServePruneConfig
     process: str
     series_folder: Path
+
+
+class Apply(_Message):
+    """Supervisor to process: what to serve from now on."""
+
+    kind: Literal["apply"] = "apply"
+    config: ServePruneConfig
 
 
 class Listen(_Message):
@@ -85,6 +93,22 @@ class BuildEnded(_Message):
     result: BuildResult
 
 
+class Observed(_Message):
+    """Process to supervisor, four times a second where there are canaries: what they were up to."""
+
+    kind: Literal["observed"] = "observed"
+    models: dict[str, Observation]
+
+
+class Spread(_Message):
+    """Supervisor to process: so many percent of a model's requests for its canary, if it serves this artifact."""
+
+    kind: Literal["spread"] = "spread"
+    model: str
+    percent: int
+    artifact: str | None
+
+
 class CheckAsked(_Message):
     """Supervisor to process: send real requests to every tier."""
 
@@ -103,6 +127,7 @@ class Checked(_Message):
 
 Message = (
     Begin
+    | Apply
     | Listen
     | Listening
     | NotStarted
@@ -110,6 +135,8 @@ Message = (
     | BuildAsked
     | BuildProgressed
     | BuildEnded
+    | Observed
+    | Spread
     | CheckAsked
     | Checked
 )

@@ -7,7 +7,7 @@ import socket
 import subprocess
 from collections.abc import Sequence
 
-from serveprune.supervision.messages import Channel, Listening, Standing
+from serveprune.supervision.messages import Channel, Listening, Spread, Standing
 
 _SEND_SECONDS = 5.0
 """A process that reads nothing for so long is not worth keeping."""
@@ -21,6 +21,7 @@ class ServingChild:
         listening: What it said when its ports were open.
         standing: What it said last of its tiers.
         may_listen: It was told to open its ports.
+        spread: What it was told last of each canary.
         answers_since: When it could first answer for every model; ``None`` before.
         is_hindered: It said that something beside it has to be mended before it can start.
     """
@@ -49,6 +50,7 @@ class ServingChild:
         self.may_listen = False
         self.answers_since: float | None = None
         self.is_hindered = False
+        self.spread: dict[str, Spread] = {}
         self.exit_code: int | None = None
         self.cpu_seconds = 0.0
         try:

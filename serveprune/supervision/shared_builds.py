@@ -22,6 +22,7 @@ class _Build:
     request: BuildRequest
     progress: BuildProgress = field(default_factory=lambda: BuildProgress("waiting for another build", 0.0))
     asking: list[tuple[OnProgress, OnResult]] = field(default_factory=list)
+    cancelled: threading.Event = field(default_factory=threading.Event)
 
 
 class SharedBuilds:
@@ -39,7 +40,7 @@ class SharedBuilds:
         """
         self._builder = builder
         self._on_ended = on_ended
-        self._cancelled = threading.Event()
+        self._is_over = False
         self._lock = threading.Lock()
         self._builds: dict[str, _Build] = {}
         self._waiting: queue.SimpleQueue[str | None] = queue.SimpleQueue()
@@ -54,14 +55,24 @@ class SharedBuilds:
             build = self._builds.get(key)
             if build is None:
                 build = self._builds[key] = _Build(request)
+                if self._is_over:
+                    build.cancelled.set()
                 self._waiting.put(key)
             build.asking.append((on_progress, on_result))
             progress = build.progress
         on_progress(progress)
 
+    def cancel_unless(self, is_wanted: Callable[[BuildRequest], bool]) -> None:
+        """End builds, running or waiting, that are for nothing any more; does not wait."""
+        with self._lock:
+            for build in self._builds.values():
+                if not is_wanted(build.request):
+                    build.cancelled.set()
+
     def cancel(self) -> None:
         """End the running build and begin no other; does not wait."""
-        self._cancelled.set()
+        self._is_over = True
+        self.cancel_unless(lambda request: False)
         self._waiting.put(None)
 
     def close(self, *, timeout_seconds: float) -> bool:
@@ -82,16 +93,17 @@ class SharedBuilds:
                 on_result(result)
 
     def _result(self, build: _Build) -> BuildResult:
-        if self._cancelled.is_set():
+        if build.cancelled.is_set():
             return _CANCELLED
         try:
             result = self._builder.build(
-                build.request, on_progress=lambda progress: self._spread(build, progress), cancelled=self._cancelled
+                build.request, on_progress=lambda progress: self._spread(build, progress), cancelled=build.cancelled
             )
         except Exception:  # the thread must go on to the other builds
             _log.exception("building %s %s: unexpected failure", build.request.model_name, build.request.tier)
             result = _UNEXPECTED
-        self._on_ended(build.request, result)
+        if result.outcome is not BuildOutcome.FAILED or not build.cancelled.is_set():
+            self._on_ended(build.request, result)
         return result
 
     def _spread(self, build: _Build, progress: BuildProgress) -> None:

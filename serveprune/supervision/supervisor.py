@@ -21,10 +21,13 @@ from serveprune.observability import metrics as series
 from serveprune.observability.metrics import Metrics
 from serveprune.observability.process_totals import ProcessTotals
 from serveprune.observability.shared_values import MergedCollector, forget_gauges, values_shared
+from serveprune.rollouts.driver import RolloutDriver
+from serveprune.rollouts.rollouts import Rollouts
 from serveprune.server import Endpoints
 from serveprune.serving.report import count_build
 from serveprune.supervision.division import config_of_one_process
 from serveprune.supervision.messages import (
+    Apply,
     Begin,
     BuildAsked,
     BuildEnded,
@@ -36,8 +39,11 @@ from serveprune.supervision.messages import (
     Listening,
     Message,
     NotStarted,
+    Observed,
+    Spread,
     Standing,
 )
+from serveprune.supervision.observations import Observations
 from serveprune.supervision.reserved_port import ReservedPort, reserve_port
 from serveprune.supervision.restart_policy import RestartPolicy
 from serveprune.supervision.series_folder import series_folder
@@ -105,6 +111,9 @@ class Supervisor:
         self._metrics: Metrics | None = None
         self._builds: SharedBuilds | None = None
         self._folder = Path()
+        self._observations = Observations()
+        self._rollouts: Rollouts | None = None
+        self._driver: RolloutDriver | None = None
 
     def start(self) -> Endpoints:
         """Start all processes, and return once one of them listens; the others follow when they can answer.
@@ -116,6 +125,8 @@ class Supervisor:
         try:
             endpoints = self._prepare()
             self._thread.start()
+            assert self._driver is not None
+            self._driver.start()
             with self._changed:
                 self._changed.wait_for(lambda: self._failure is not None or self._listens())
             if self._failure is not None:
@@ -124,6 +135,35 @@ class Supervisor:
             self.stop(drain_seconds=0.0)
             raise
         return endpoints
+
+    def apply(self, config: ServePruneConfig) -> None:
+        """Have all processes serve what another config says; see `Server.apply`."""
+        assert self._builds is not None
+        with self._changed:
+            self._config = config.model_copy(update={"server": self._config.server})
+            for child in self._children():
+                child.standing = None
+                # What it spreads by may begin anew.
+                child.spread.clear()
+                child.channel.send(Apply(config=config_of_one_process(self._config)))
+            self._deploy()
+        self._builds.cancel_unless(lambda request: request.is_wanted_by(config))
+
+    def _deploy(self) -> None:
+        """Have the rollouts of the config."""
+        assert self._rollouts is not None
+        deployments = {name: self._config.deployment(name) for name in self._config.models}
+        self._observations.deploy(deployments)
+        self._rollouts.deploy(deployments)
+
+    def _spread(self, model: str, percent: int, artifact: str | None) -> None:
+        """Tell all processes how to spread the requests of a model; one that is new needs it, too."""
+        with self._changed:
+            order = Spread(model=model, percent=percent, artifact=artifact)
+            for child in self._children():
+                if child.spread.get(model) != order:
+                    child.spread[model] = order
+                    child.channel.send(order)
 
     def stop(self, *, drain_seconds: float | None = None) -> bool:
         """Have all processes drain at the same time, end builds, and release everything; idempotent.
@@ -134,6 +174,8 @@ class Supervisor:
         drain = self._config.server.drain_seconds if drain_seconds is None else drain_seconds
         if self._builds is not None:
             self._builds.cancel()
+        if self._driver is not None:
+            self._driver.stop()
         self._stopping.set()
         if self._thread.is_alive():
             self._thread.join(drain + _STOP_MARGIN_SECONDS)
@@ -145,6 +187,12 @@ class Supervisor:
             self._builds.close(timeout_seconds=_STOP_MARGIN_SECONDS)
         self._held.close()
         return True
+
+    @property
+    def metrics(self) -> Metrics:
+        """Its own series; there once it has started."""
+        assert self._metrics is not None
+        return self._metrics
 
     @property
     def failure(self) -> ServePruneError | None:
@@ -194,6 +242,9 @@ class Supervisor:
         self._folder = held.enter_context(series_folder())
         held.enter_context(values_shared(self._folder, process=_OWN_NAME))
         self._metrics = Metrics()
+        self._rollouts = Rollouts(self._config.store.path, self._metrics)
+        self._driver = RolloutDriver(self._rollouts, observe=self._observations.take, obey=self._spread)
+        self._deploy()
         self._builds = SharedBuilds(self._builder, on_ended=self._count_build)
         endpoint = MetricsEndpoint(self._registry())
         held.callback(endpoint.stop)
@@ -267,8 +318,8 @@ class Supervisor:
             selector.register(child.pidfd, selectors.EVENT_READ, place)
             with self._changed:
                 place.child = child
-            begin = Begin(config=config_of_one_process(self._config), process=place.name, series_folder=self._folder)
-            child.channel.send(begin)
+                config = config_of_one_process(self._config)
+                child.channel.send(Begin(config=config, process=place.name, series_folder=self._folder))
 
     def _look(self, selector: selectors.BaseSelector) -> None:
         """Read what processes said, and take note of those that ended."""
@@ -299,6 +350,9 @@ class Supervisor:
     def _take(self, child: ServingChild, message: Message) -> None:
         if isinstance(message, BuildAsked):
             self._ask_build(child, message)
+            return
+        if isinstance(message, Observed):
+            self._observations.add(child.name, message.models)
             return
         with self._changed:
             match message:
@@ -334,6 +388,7 @@ class Supervisor:
         child.close()
         self._totals.remove(child.pid, cpu_seconds=child.cpu_seconds)
         forget_gauges(self._folder, process=place.name)
+        self._observations.forget(place.name)
         with self._changed:
             place.child = None
             self._changed.notify_all()

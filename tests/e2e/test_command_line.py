@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from e2e.deployment import artifact_folder, fashion_images, write_config, write_fashion
+from e2e.deployment import artifact_folder, copy_demo_data, fashion_images, write_config, write_fashion
 from e2e.server_process import COMMAND, ServerProcess
 
 TEXT = "a gripping, funny and beautifully acted film"
@@ -103,6 +103,22 @@ def test_config_is_checked_and_its_schema_printed(fashion_store: Path, tmp_path:
     assert "models" in json.loads(result("config", "schema"))["properties"]
 
 
+def test_configs_are_compared_and_the_exit_code_says_whether_they_differ(tmp_path: Path) -> None:
+    copy_demo_data(tmp_path)
+    new = write_config(tmp_path, deployments={"fashion": {"default_tier": "int8"}}).rename(tmp_path / "new.yaml")
+    old = write_config(tmp_path)
+
+    assert result("config", "diff", old, old) == "no difference\n"
+    differs = run("config", "diff", old, new)
+    assert differs.returncode == 1
+    assert differs.stderr == ""
+    assert "  ~  at once  default_tier: dense -> int8" in differs.stdout.splitlines()
+    piped = run("config", "diff", "-", new, "--json", stdin=old.read_text())
+    assert piped.returncode == 1
+    (change,) = json.loads(piped.stdout)["changes"]
+    assert (change["path"], change["old"], change["new"]) == ("deployments.fashion.default_tier", "dense", "int8")
+
+
 def test_serve_check_answers_with_every_tier_and_stops(fashion_store: Path, tmp_path: Path) -> None:
     config = write_fashion(tmp_path, stored=fashion_store, server={"http": "127.0.0.1:1"})
 
@@ -135,7 +151,7 @@ def test_all_problems_of_a_config_are_told_at_once(tmp_path: Path) -> None:
     }
     config = write_config(tmp_path, models=models)
 
-    for words in (("serve", config), ("config", "check", config)):
+    for words in (("serve", config), ("config", "check", config), ("config", "diff", config, config)):
         refused = run(*words)
         assert refused.returncode == 2
         for problem in ("missing.onnx", "missing.npz", "int4", "color"):
@@ -161,6 +177,9 @@ def test_data_that_do_not_fit_the_graph_are_told_before_anything_starts(tmp_path
         (("serve", "nowhere.yaml"), 2, "nowhere.yaml"),
         (("compress", "fashion", "--profile", "int8", "--config", "nowhere.yaml"), 2, "nowhere.yaml"),
         (("cache", "ls", "--store", "nowhere"), 2, "nowhere"),
+        (("config", "diff", "nowhere.yaml", "elsewhere.yaml"), 2, "nowhere.yaml"),
+        (("config", "diff", "nowhere.yaml", "elsewhere.yaml"), 2, "elsewhere.yaml"),
+        (("config", "diff", "-", "-"), 2, "standard input"),
         (("infer", "fashion"), 2, "exactly one of"),
         (("infer", "fashion", "--image", "nowhere.png"), 2, "nowhere.png"),
         (("infer", "fashion", "--input", "nowhere.npz"), 2, "nowhere.npz"),

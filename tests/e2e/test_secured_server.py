@@ -145,7 +145,7 @@ def test_changes_on_disk_reach_both_processes_while_they_serve(secured: ServerPr
         assert kept.post(INFER, json=ADD_REQUEST).status_code == 200
         deployment.renew("renewed")
         wait_until(
-            lambda: secured.metric("serveprune_reloads_total", kind="certificate", outcome="taken") == 2,
+            lambda: secured.metric("serveprune_security_reloads_total", kind="certificate", outcome="taken") == 2,
             what="both processes have the new certificate",
         )
         assert kept.post(INFER, json=ADD_REQUEST).status_code == 200
@@ -154,14 +154,14 @@ def test_changes_on_disk_reach_both_processes_while_they_serve(secured: ServerPr
 
         deployment.tokens.write_text(f"{LATER_TOKEN}\n")
         wait_until(
-            lambda: secured.metric("serveprune_reloads_total", kind="tokens", outcome="taken") == 2,
+            lambda: secured.metric("serveprune_security_reloads_total", kind="tokens", outcome="taken") == 2,
             what="both processes have the new tokens",
         )
         assert kept.post(INFER, json=ADD_REQUEST).status_code == 401
         assert statuses(secured, deployment, token=LATER_TOKEN) == {200}
         deployment.tokens.write_text(f"{TOKEN}\n")
         wait_until(
-            lambda: secured.metric("serveprune_reloads_total", kind="tokens", outcome="taken") == 4,
+            lambda: secured.metric("serveprune_security_reloads_total", kind="tokens", outcome="taken") == 4,
             what="both processes have the old tokens again",
         )
 
@@ -173,7 +173,7 @@ def test_broken_certificate_does_not_end_the_server_when_a_process_dies(
     deployment.server.key.write_bytes(b"nonsense")
     try:
         wait_until(
-            lambda: secured.metric("serveprune_reloads_total", kind="certificate", outcome="refused") == 2,
+            lambda: secured.metric("serveprune_security_reloads_total", kind="certificate", outcome="refused") == 2,
             what="both processes have refused it",
         )
         serving_processes(secured)[0].kill()

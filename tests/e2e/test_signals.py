@@ -1,10 +1,15 @@
 """How a server ends: asked politely, asked twice, killed, and when it cannot begin."""
 
+import contextlib
+import fcntl
 import json
 import os
 import signal
 import socket
 import subprocess
+import termios
+import threading
+import time
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
@@ -16,7 +21,7 @@ from contract.grpc.messages import of_arrays
 from e2e.conftest import Serve
 from e2e.deployment import write_fashion, write_slow
 from e2e.graphs import SLOW_WIDTH, slow_inputs
-from e2e.server_process import COMMAND, ServerProcess, is_alive, marked_processes, wait_until
+from e2e.server_process import COMMAND, ServerProcess, is_alive, marked_environment, marked_processes, wait_until
 
 IN_FLIGHT = 20
 STEPS_OF_A_MOMENT = 2_000
@@ -179,3 +184,42 @@ def _check_nothing_left(folder: Path, child: int) -> None:
     assert verified.returncode == 0, verified.stdout + verified.stderr
     assert len(list((folder / "store" / "artifacts").iterdir())) == 1
     assert not list((folder / "store" / "tmp").iterdir())
+
+
+def test_server_stops_when_its_terminal_is_closed_and_not_when_it_is_hung_up_by_hand(
+    server: ServerProcess, tmp_path: Path
+) -> None:
+    config = write_slow(tmp_path, stored=server.folder / "store")
+    endpoints = tmp_path / "endpoints.json"
+    addresses = [word for front in ("http", "grpc", "metrics") for word in (f"--{front}", "127.0.0.1:0")]
+    command = [*COMMAND, "serve", str(config), *addresses, "--endpoints-file", str(endpoints)]
+    terminal, end = os.openpty()
+    process = subprocess.Popen(
+        command,
+        stdin=end,
+        stdout=end,
+        stderr=end,
+        env=marked_environment(tmp_path),
+        start_new_session=True,
+        preexec_fn=lambda: fcntl.ioctl(end, termios.TIOCSCTTY, 0),
+    )
+    os.close(end)
+    reading = threading.Thread(target=read_out, args=(terminal,), daemon=True)
+    reading.start()
+    try:
+        wait_until(endpoints.exists, what="the server is open")
+        process.send_signal(signal.SIGHUP)
+        time.sleep(1)
+        assert process.poll() is None
+    finally:
+        os.close(terminal)
+    process.wait(60)  # its code says that it could not print to the terminal
+    assert not endpoints.exists()
+    assert marked_processes(tmp_path) == []
+
+
+def read_out(terminal: int) -> None:
+    """Read what is printed, so that whoever prints never waits."""
+    with contextlib.suppress(OSError):
+        while os.read(terminal, 65536):
+            pass

@@ -8,6 +8,7 @@ import onnxruntime as ort
 import pytest
 from unit.graph.huggingface_folders import write_bert_classifier
 
+from serveprune.artifacts.environment import environment
 from serveprune.artifacts.manifest import GRAPH_FILE
 from serveprune.compression.passes import PassContext, apply_pass
 from serveprune.config.model import ModelConfig
@@ -36,7 +37,7 @@ def quantized(source: dict[str, Any], folder: Path) -> tuple[Path, Path]:
     context = PassContext(
         options=QuantizeOptions(scheme="dynamic"),
         calibration=None,
-        cpu="x86_64 avx2 avx_vnni",
+        cpu=environment()["cpu"],
         threads=1,
         seed=0,
         workspace=workspace,

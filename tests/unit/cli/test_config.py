@@ -78,6 +78,16 @@ def test_check_prints_json_when_asked(config: Path) -> None:
     }
 
 
+def test_check_prints_a_canary_and_who_serves_beside_it(config: Path) -> None:
+    entries = "{stable: dense, canary: {tier: int8, steps: [{setWeight: 5}, {pause: 10m}]}}"
+    config.write_text(CONFIG.replace("{default_tier: int8}", entries))
+    result = CliRunner().invoke(config_app, ["check", str(config), "--json"])
+    assert result.exit_code == 0
+    (model,) = json.loads(result.stdout)["models"]
+    assert (model["policy"], model["default_tier"], model["stable"]) == ("fixed", "dense", "dense")
+    assert model["canary"] == {"tier": "int8", "steps": [{"setWeight": 5}, {"pause": {"duration": 600.0}}]}
+
+
 def test_check_prints_every_problem_and_exits_2_when_the_file_is_wrong(config: Path) -> None:
     config.write_text(CONFIG.replace("int8]", "int4]").replace("calibration.npz", "none.npz"))
     result = CliRunner().invoke(config_app, ["check", str(config)])

@@ -20,7 +20,7 @@ from unit.compression.graphs import (
     save,
 )
 
-from serveprune.artifacts.environment import cpu_identity
+from serveprune.artifacts.environment import cpu_identity, environment
 from serveprune.backends.selection import load_backend
 from serveprune.compression.passes import PassContext, PassReport, apply_pass
 from serveprune.compression.quantization import preparation
@@ -34,6 +34,9 @@ from serveprune.oip.tensor import Array
 
 Quantize = Callable[..., PassReport]
 
+THIS_CPU = environment()["cpu"]
+"""What is quantized for another one saturates here."""
+
 
 @pytest.fixture
 def quantize(tmp_path: Path) -> Quantize:
@@ -44,7 +47,7 @@ def quantize(tmp_path: Path) -> Quantize:
         ignore: tuple[str, ...] = (),
         keep_float: int | None = None,
         calibration: Dataset | None = None,
-        cpu: str = "x86_64 avx2 avx512_vnni avx512f",
+        cpu: str = THIS_CPU,
     ) -> PassReport:
         workspace = tmp_path / "workspace"
         workspace.mkdir()

@@ -2,7 +2,7 @@ from pathlib import Path
 
 import pytest
 
-from serveprune.config.loading import load_config, load_profile
+from serveprune.config.loading import load_config, load_config_content, load_profile
 from serveprune.config.model import HuggingFaceSource, ImagePreprocessing, OnnxSource, TextPreprocessing, TorchSource
 from serveprune.config.profile import QuantizeOptions
 from serveprune.config.server import Address
@@ -676,6 +676,29 @@ def test_load_config_ignores_a_byte_order_mark(folder: Path) -> None:
     file = folder / "serveprune.yaml"
     file.write_bytes(b"\xef\xbb\xbf" + MODEL.encode())
     assert set(load_config(file).models) == {"m"}
+
+
+def test_load_config_content_reads_what_would_lie_in_a_folder(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(folder.parent)
+    content = b"\xef\xbb\xbf" + MODEL.encode()
+    config = load_config_content(content, name="<stdin>", folder=Path(folder.name), environment={})
+    assert config.models["m"].source == OnnxSource(onnx=folder / "model.onnx")
+    assert config.store.path == folder / ".serveprune"
+
+
+@pytest.mark.parametrize(
+    ("content", "expected"),
+    [
+        (b"models: {}\n", "<stdin>:1: models: expected at least 1 entry, got an empty mapping"),
+        (b"models:\n  m: \xff\n", "<stdin>:2: expected UTF-8 text, got the byte 0xFF"),
+        (b"#" * (4 * 2**20 + 1), "<stdin>: expected a file of at most 4194304 bytes, got more"),
+    ],
+    ids=["invalid", "not UTF-8", "too large"],
+)
+def test_load_config_content_reports_problems_under_the_name(content: bytes, expected: str, folder: Path) -> None:
+    with pytest.raises(ConfigError) as caught:
+        load_config_content(content, name="<stdin>", folder=folder)
+    assert caught.value.problems == (expected,)
 
 
 def test_load_profile_reads_one_profile(tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from pydantic import BaseModel, ByteSize
 
+from serveprune.config.canary import Pause
 from serveprune.config.loading import load_config
 from serveprune.config.root import ServePruneConfig
 from serveprune.config.server import Address
@@ -76,6 +77,7 @@ SCALARS: Mapping[Any, st.SearchStrategy[Any]] = {
     float: st.floats(min_value=-1, max_value=5),
     bool: st.booleans(),
     ByteSize: st.sampled_from(["20GiB", "1", 1024, "1.5 MB", "-1", "20 Gigs"]),
+    Pause: st.sampled_from(["10m", "1h30m", "90", 5, {}, {"duration": "10s"}, {"duration": -1}, "10 days"]),
     Address: st.sampled_from(["127.0.0.1:0", "[::1]:8080", "0.0.0.0:9000", ":80", "localhost"]),
 }
 

@@ -26,7 +26,8 @@ from serveprune.models.variant import VariantState
 from serveprune.observability import metrics as series
 from serveprune.observability.metrics import Metrics
 from serveprune.routing.objective import Objective
-from serveprune.routing.router import Route, Router, RouteReason
+from serveprune.routing.route import Route, RouteReason
+from serveprune.routing.router import Router
 from serveprune.routing.tier_selection import TierChoice
 from serveprune.scheduling.forecast import Forecast
 from serveprune.scheduling.job import Executable
@@ -69,10 +70,8 @@ class Routing:
             artifact = measured(QUALITY[tier]) if tier in QUALITY and state is VariantState.READY else None
             self.model.update(tier, state=state, instance=instance, artifact=artifact)
         self.forecasts, self.metrics, self.now = Forecasts(), Metrics(), 0.0
-        deployments = {} if deployment is None else {"minilm": DeploymentConfig.model_validate(deployment)}
-        self.router = Router(
-            [self.model], self.forecasts, self.metrics, deployments=deployments, clock=lambda: self.now
-        )
+        self.router = Router(self.forecasts, self.metrics, clock=lambda: self.now)
+        self.router.deploy(self.model, DeploymentConfig.model_validate(deployment or {}))
 
     def route(
         self,

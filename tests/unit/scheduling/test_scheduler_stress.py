@@ -151,7 +151,8 @@ def test_every_job_ends_once_and_as_it_should_when_everything_happens_at_once(
 ) -> None:
     caplog.set_level("CRITICAL")
     told, encoders = Told(), variants()
-    scheduler = Scheduler(executors=executors, shares={"ranker": 2.0}, on_batch=told.on_batch, on_drop=told.on_drop)
+    scheduler = Scheduler(executors=executors, on_batch=told.on_batch, on_drop=told.on_drop)
+    scheduler.share_out({"ranker": 2.0})
     clock = scheduler._clock
     requests: list[list[Request]] = [[] for _ in range(THREADS)]
     refused: list[Request] = []

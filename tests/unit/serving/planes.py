@@ -72,13 +72,13 @@ class Planes:
         self.metrics = Metrics()
         self.skipped_seconds = 0.0
         self.scheduler = Scheduler(executors=1, clock=self.now)
-        self.admission = Admission(limit=limit, limits={}, max_bytes=2**30)
-        deployments = {}
+        self.admission = Admission(limit=limit, max_bytes=2**30)
+        router = Router(self.scheduler, self.metrics)
         if target_latency_ms is not None:
-            deployments["adder"] = DeploymentConfig(policy="adaptive", target_latency_ms=target_latency_ms)
+            router.deploy(self.model, DeploymentConfig(policy="adaptive", target_latency_ms=target_latency_ms))
         self.dataplane = DataPlane(
             Registry({"adder": self.model}),
-            Router([self.model], self.scheduler, self.metrics, deployments=deployments),
+            router,
             self.scheduler,
             self.admission,
             self.metrics,
@@ -87,6 +87,7 @@ class Planes:
             max_request_rows=max_rows,
             clock=self.now,
         )
+        self.dataplane.expect(self.model)
 
     def now(self) -> float:
         """Tell the time, which a test may put forward."""

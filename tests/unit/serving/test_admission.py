@@ -6,9 +6,15 @@ from serveprune.errors import ResourceExhausted
 from serveprune.serving.admission import Admission
 
 
+def bounded() -> Admission:
+    admission = Admission(limit=3, max_bytes=100)
+    admission.limit_models({"small": 1})
+    return admission
+
+
 @pytest.fixture
 def admission() -> Admission:
-    return Admission(limit=3, limits={"small": 1}, max_bytes=100)
+    return bounded()
 
 
 def test_places_are_bounded_over_all_models(admission: Admission) -> None:
@@ -57,7 +63,7 @@ def test_refused_request_takes_nothing(admission: Admission) -> None:
 
 
 def test_no_more_are_ever_in_than_may_be_when_many_come_at_once() -> None:
-    admission = Admission(limit=3, limits={"small": 1}, max_bytes=100)
+    admission = bounded()
     inside, most, lock = {"a": 0, "small": 0}, {"a": 0, "small": 0, "all": 0}, threading.Lock()
 
     def come_and_go(model: str) -> None:

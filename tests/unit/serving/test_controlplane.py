@@ -25,6 +25,7 @@ from serveprune.models.registry import Model, Registry
 from serveprune.models.repository import VariantRepository
 from serveprune.models.variant import VariantState
 from serveprune.observability.metrics import Metrics
+from serveprune.serving.bring_up import Task
 from serveprune.serving.controlplane import ControlPlane
 from serveprune.serving.report import VariantReporter
 
@@ -40,18 +41,21 @@ class CopyingBuilder:
         self.further: tuple[Measurements, ...] = ()
         self.built: list[str] = []
         self.failure: BuildResult | None = None
-        self.started, self.held = Event(), Event()
+        self.started, self.held, self.cancelled = Event(), Event(), Event()
         self.held.set()
+        self.on_built: Callable[[str], object] = lambda tier: None
 
     def build(
         self, request: BuildRequest, *, on_progress: Callable[[BuildProgress], None], cancelled: Event
     ) -> BuildResult:
         on_progress(BuildProgress("measuring", 0.9))
+        self.cancelled = cancelled
         self.started.set()
         assert self.held.wait(30)
         if self.failure is not None:
             return self.failure
         self.built.append(request.tier)
+        self.on_built(request.tier)
         with self.store.staging() as folder:
             (folder / "model.onnx").write_bytes(request.model.source.onnx.read_bytes())  # type: ignore[union-attr]
             return BuildResult(BuildOutcome.BUILT, key=self._commit(request, folder).key)
@@ -94,8 +98,10 @@ class Plane:
         self.store = ArtifactStore(folder / "store", max_bytes=2**30, on_event=self.events.append)
         self.repository = VariantRepository(self.store, load_backend, threads=1, any_environment=False)
         self.builder = CopyingBuilder(self.store, profile)
+        self.model_profile = profile
+        self.registry = Registry({"relu": self.model})
         self.control = ControlPlane(
-            Registry({"relu": self.model}),
+            self.registry,
             self.repository,
             self.builder,
             VariantReporter(self.metrics),
@@ -109,6 +115,14 @@ class Plane:
     def described(self, tier: str) -> dict[str, Any]:
         described: dict[str, Any] = next(one for one in self.control.tiers("relu")["tiers"] if one["tier"] == tier)
         return described
+
+    def ready(self, tier: str) -> float | None:
+        labels = {"model": "relu", "version": "1", "tier": tier}
+        return self.metrics.registry.get_sample_value("serveprune_tier_ready", labels)
+
+    @staticmethod
+    def failed(reason: str) -> BuildResult:
+        return BuildResult(BuildOutcome.FAILED, reasons=(reason,))
 
     def progress(self, tier: str) -> float | None:
         labels = {"model": "relu", "version": "1", "tier": tier}
@@ -197,7 +211,7 @@ def test_log_of_a_failed_build_is_told_by_its_name_in_the_store(plane: Plane, tm
 
 def test_tier_is_never_the_dense_artifact(plane: Plane) -> None:
     with pytest.raises(Internal, match="int8 was looked up before dense"):
-        plane.control._lookup(plane.model, "int8")
+        plane.control._bring_up._lookup(Task(plane.model, "int8", 0, plane.model.config, None))
 
 
 def test_stop_keeps_its_patience_when_a_build_does_not_end(plane: Plane) -> None:

@@ -21,7 +21,7 @@ from serveprune.models.variant import VariantState
 from serveprune.observability import metrics as series
 from serveprune.oip.messages import InferenceRequest
 from serveprune.oip.tensor import Array, Tensor
-from serveprune.routing.router import RouteReason
+from serveprune.routing.route import RouteReason
 
 
 def test_answer_comes_from_the_asked_tier_and_says_so(make_planes: Callable[..., Planes]) -> None:

@@ -26,7 +26,16 @@ CONFIG = ServePruneConfig.model_validate(
     {
         "server": {"processes": 2},
         "profiles": {"int8": {"passes": [{"quantize": {"dtype": "int8", "scheme": "auto"}}]}},
-        "models": {"boots": {"source": {"onnx": __file__}, "tiers": ["dense", "int8"]}},
+        "models": {
+            name: {"source": {"onnx": __file__}, "tiers": ["dense", "int8"]}
+            for name in ("boots", "shoes", "hats", "bags")
+        },
+        "deployments": {
+            "boots": {"default_tier": "int8"},
+            "shoes": {"policy": "adaptive", "target_latency_ms": 50},
+            "hats": {"canary": {"tier": "int8", "steps": [{"setWeight": 5}, {"pause": "10m"}, {"pause": {}}]}},
+            "bags": {"split": {"int8": 1, "dense": 2}},
+        },
     }
 )
 HTTP, GRPC = Address("127.0.0.1", 8080), Address("::1", 8081)

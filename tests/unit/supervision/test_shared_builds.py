@@ -145,3 +145,16 @@ def test_close_says_when_a_build_does_not_end(builder: HeldBuilder) -> None:
     stuck.set()
     assert process.result().outcome is BuildOutcome.BUILT
     assert builds.close(timeout_seconds=30)
+
+
+def test_builds_that_nobody_wants_any_more_are_ended_and_the_others_made(
+    builds: SharedBuilds, builder: HeldBuilder, ended: list[tuple[str, BuildOutcome]]
+) -> None:
+    running, waiting, wanted = (Process(builds, tier) for tier in ("int8", "lean", "small"))
+    assert builder.started.wait(30)
+    builds.cancel_unless(lambda request: request.tier == "small")
+    assert [each.result().outcome for each in (running, waiting)] == [BuildOutcome.FAILED] * 2
+    builder.let_go.set()
+    assert wanted.result().outcome is BuildOutcome.BUILT
+    assert builder.asked == ["int8", "small"]
+    assert ended == [("small", BuildOutcome.BUILT)]

@@ -1,0 +1,168 @@
+"""All canaries of one server."""
+
+import json
+import logging
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from serveprune.config.deployment import DeploymentConfig
+from serveprune.errors import NotFound
+from serveprune.observability import metrics as series
+from serveprune.observability.metrics import Metrics
+from serveprune.rollouts.canary import Canary
+from serveprune.rollouts.identity import rollout_identity
+from serveprune.rollouts.rollout import Change, ChangeKind, Phase, Weights
+from serveprune.rollouts.state_file import StateFile
+from serveprune.rollouts.window import Counts
+
+_log = logging.getLogger(__name__)
+_audit = logging.getLogger("serveprune.audit")
+
+_REMEMBERED_CHANGES = 200
+_FOLDER = "rollouts"
+_AUDIT_FILE = "audit.jsonl"
+
+
+@dataclass(frozen=True, slots=True)
+class Observation:
+    """What a model's canary was up to since the last look.
+
+    Attributes:
+        artifact: Key of what it would serve; ``None`` while it is not ready.
+        canary: What it did.
+        stable: What the other side did.
+    """
+
+    artifact: str | None
+    canary: Counts
+    stable: Counts
+
+
+class Rollouts:
+    """Begins, moves on and stores the rollouts that the config asks for. Thread-safe."""
+
+    def __init__(self, store: Path, metrics: Metrics, *, clock: Callable[[], float] = time.monotonic) -> None:
+        """Begin without any.
+
+        Args:
+            store: The artifact store's folder; states are kept in it.
+            metrics: Shows how they stand.
+            clock: Monotonic seconds.
+        """
+        self._folder = store / _FOLDER
+        self._metrics = metrics
+        self._clock = clock
+        self._lock = threading.RLock()
+        self._canaries: dict[str, Canary] = {}
+        self._changes: deque[dict[str, Any]] = deque(maxlen=_REMEMBERED_CHANGES)
+
+    def deploy(self, deployments: Mapping[str, DeploymentConfig]) -> None:
+        """Have the canaries of these deployments; one that is as it was goes on."""
+        with self._lock:
+            wanted = {model: each for model, each in deployments.items() if each.canary is not None}
+            for model in [*self._canaries]:
+                if model not in wanted or not _is_same(self._canaries[model].deployment, wanted[model]):
+                    self._canaries.pop(model).close()
+                    self._show(model, Weights(0), None)
+            for model, deployment in wanted.items():
+                if model not in self._canaries:
+                    self._folder.mkdir(parents=True, exist_ok=True)
+                    state = StateFile(self._folder, model)
+                    self._canaries[model] = Canary(model, deployment, state, on_change=self._note)
+
+    def tick(self, observed: Mapping[str, Observation]) -> dict[str, Weights]:
+        """Let time pass, and return how the requests of each model are to be spread.
+
+        Args:
+            observed: By model.
+        """
+        weights = {}
+        with self._lock:
+            for model, canary in self._canaries.items():
+                seen = observed.get(model)
+                if seen is not None:
+                    weights[model] = canary.tick(
+                        now=self._clock(), artifact=seen.artifact, canary=seen.canary, stable=seen.stable
+                    )
+                    self._show(model, weights[model], canary)
+        return weights
+
+    def act(self, model: str, action: str, *, who: str, why: str = "") -> dict[str, Any]:
+        """Do what an operator says, and return how the rollout stands then; see `Canary.act`.
+
+        Raises:
+            NotFound: The model has no canary.
+            InvalidArgument: Nobody is named.
+            FailedPrecondition: It does not fit how the rollout stands.
+        """
+        with self._lock:
+            canary = self._canary(model)
+            canary.act(action, now=self._clock(), who=who, why=why)
+            return canary.describe()
+
+    def status(self, model: str | None = None) -> list[dict[str, Any]]:
+        """Return how all rollouts stand, or that of one model, ready for JSON.
+
+        Raises:
+            NotFound: The model has no canary.
+        """
+        with self._lock:
+            canaries = [*self._canaries.values()] if model is None else [self._canary(model)]
+            return [canary.describe() for canary in canaries]
+
+    def changes(self) -> list[dict[str, Any]]:
+        """Return what happened lately, the oldest first, ready for JSON."""
+        with self._lock:
+            return list(self._changes)
+
+    def close(self) -> None:
+        """Store how they stand, and let other servers move them on; idempotent."""
+        with self._lock:
+            for canary in self._canaries.values():
+                canary.close()
+            self._canaries.clear()
+
+    def _canary(self, model: str) -> Canary:
+        canary = self._canaries.get(model)
+        if canary is None:
+            known = ", ".join(self._canaries) or "none"
+            raise NotFound(f"no rollout of a model named {model!r}; models with a canary: {known}")
+        return canary
+
+    def _note(self, model: str, change: Change) -> None:
+        """Put a change into the audit log, the server's log and the series."""
+        line = {
+            "time": datetime.now(UTC).isoformat(timespec="milliseconds"),
+            "model": model,
+            "kind": str(change.kind),
+            "text": change.text,
+            "canary_percent": change.canary_percent,
+            "who": change.who,
+        }
+        self._changes.append(line)
+        level = logging.WARNING if change.kind is ChangeKind.ABORTED else logging.INFO
+        _log.log(level, "rollout of %s: %s", model, change.text)
+        self._metrics.counter(series.ROLLOUT_CHANGES, model, change.kind).inc()
+        try:
+            with (self._folder / _AUDIT_FILE).open("a", encoding="utf-8") as file:
+                file.write(json.dumps(line) + "\n")
+        except OSError as error:
+            _log.error("the audit log cannot be written: %s; lost: %s", error.strerror, json.dumps(line))
+
+    def _show(self, model: str, weights: Weights, canary: Canary | None) -> None:
+        self._metrics.gauge(series.ROLLOUT_WEIGHT, model).set(weights.canary_percent / 100)
+        self._metrics.gauge(series.ROLLOUT_STEP, model).set(0 if canary is None else canary.step)
+        for phase in Phase:
+            is_in = canary is not None and canary.phase is phase
+            self._metrics.gauge(series.ROLLOUT_PHASE, model, phase).set(is_in)
+
+
+def _is_same(one: DeploymentConfig, other: DeploymentConfig) -> bool:
+    """Tell whether two deployments have the same rollout."""
+    return rollout_identity(one, artifact="") == rollout_identity(other, artifact="")
