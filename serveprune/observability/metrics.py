@@ -165,6 +165,13 @@ STORE_EVENTS = Metric(
     ("event",),
 )
 STORE_BYTES = Metric("serveprune_store_bytes", "gauge", "Size of all artifacts in the store.", ())
+SECURITY_RELOADS = Metric(
+    "serveprune_security_reloads_total",
+    "counter",
+    "Changes on disk of the certificate or the tokens, by whether the new one was taken or refused, so that the old "
+    "one stays; of each serving process.",
+    ("kind", "outcome"),
+)
 CONFIG_RELOAD_SUCCESSFUL = Metric(
     "serveprune_config_last_reload_successful",
     "gauge",
