@@ -3,7 +3,7 @@
 Knows no HTTP: whoever carries the bytes says how many of them are JSON.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import orjson
@@ -33,6 +33,7 @@ def decode_request(
     deadline: float | None = None,
     max_latency_ms: str | None = None,
     min_quality: str | None = None,
+    headers: Sequence[tuple[bytes | str, bytes | str]] = (),
 ) -> tuple[InferenceRequest, OutputFormat]:
     """Decode an inference request. Arrays of binary inputs share the memory of ``body`` where they can.
 
@@ -63,6 +64,7 @@ def decode_request(
         deadline=deadline,
         max_latency_ms=max_latency_ms,
         min_quality=min_quality,
+        headers=headers,
     )
     return request, OutputFormat(binary_by_default, binary_by_name)
 

@@ -3,7 +3,7 @@
 Nobody changes any of it. What is made for each request is not frozen: that makes it five times as dear.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 
@@ -25,7 +25,7 @@ class InferenceRequest:
         tier: Tier from the header or metadata ``x-compression-tier``.
         max_latency_ms: Text of the header or metadata ``x-max-latency-ms``.
         min_quality: Text of the header or metadata ``x-min-quality``.
-        sticky_header: Value of the header, or metadata, by which its deployment spreads requests, if that has one.
+        headers: Of HTTP, or the metadata of gRPC: names in lower case and values, as bytes or as text.
         deadline: Moment on ``time.monotonic()`` after which the caller no longer waits.
     """
 
@@ -39,7 +39,7 @@ class InferenceRequest:
     deadline: float | None = None
     max_latency_ms: str | None = None
     min_quality: str | None = None
-    sticky_header: str | None = None
+    headers: Sequence[tuple[bytes | str, bytes | str]] = ()
 
 
 @dataclass(slots=True)

@@ -109,4 +109,11 @@ def sticky_key(sticky: StickyConfig, request: InferenceRequest) -> str | None:
             value = request.parameters.get(sticky.name or "")
             return None if value is None else str(value)
         case "header":
-            return request.sticky_header
+            return _header(sticky.name or "", request)
+
+
+def _header(name: str, request: InferenceRequest) -> str | None:
+    wanted = name.lower()
+    names: tuple[str | bytes, ...] = (wanted, wanted.encode("latin-1", "replace"))
+    value = next((value for found, value in request.headers if found in names), None)
+    return value.decode("latin-1") if isinstance(value, bytes) else value

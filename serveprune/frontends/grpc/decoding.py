@@ -70,6 +70,7 @@ def decode_request(
         deadline=deadline,
         max_latency_ms=said.get(_MAX_LATENCY_METADATA),
         min_quality=said.get(_MIN_QUALITY_METADATA),
+        headers=metadata,
     )
 
 

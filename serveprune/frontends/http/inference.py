@@ -113,6 +113,7 @@ class InferenceHandler:
                 deadline=deadline,
                 max_latency_ms=headers.max_latency_ms,
                 min_quality=headers.min_quality,
+                headers=headers.everything,
             )
             return request, OutputFormat()
         json_bytes = len(body) if headers.json_bytes is None else headers.json_bytes
@@ -182,4 +183,5 @@ def _decode_json(
         deadline=deadline,
         max_latency_ms=headers.max_latency_ms,
         min_quality=headers.min_quality,
+        headers=headers.everything,
     )

@@ -29,6 +29,7 @@ class RequestHeaders:
     Attributes:
         body_bytes: Content-Length; ``None`` for a chunked body.
         json_bytes: Inference-Header-Content-Length: bytes of JSON before the binary tensor data.
+        everything: All headers, those among them that mean nothing to the front end.
         raw_media_type: Content-Type of a body that is one input as it stands; ``None`` for all others,
             which are JSON whatever they are called.
     """
@@ -40,6 +41,7 @@ class RequestHeaders:
     raw_media_type: bytes | None
     max_latency_ms: str | None = None
     min_quality: str | None = None
+    everything: Headers = ()
 
 
 def parse_headers(headers: Headers) -> RequestHeaders:
@@ -63,6 +65,7 @@ def parse_headers(headers: Headers) -> RequestHeaders:
         raw_media_type=_raw_media_type(found.get(b"content-type", b"")) if json_bytes is None else None,
         max_latency_ms=_text(found.get(b"x-max-latency-ms")),
         min_quality=_text(found.get(b"x-min-quality")),
+        everything=headers,
     )
 
 

@@ -396,3 +396,9 @@ def test_shared_memory_is_refused_with_the_reason(front: RunningFrontend) -> Non
     code, details = status(refusal.value)
     assert code is grpc.StatusCode.UNIMPLEMENTED
     assert "shared memory" in details
+
+
+def test_metadata_reaches_the_data_plane(front: RunningFrontend) -> None:
+    request = of_arrays("add", **{name: np.ones((1, 3), np.float32) for name in "ab"})
+    front.stub.ModelInfer(request, metadata=(("x-user", "eve"),))
+    assert ("x-user", "eve") in [tuple(each) for each in front.plane.requests[-1].headers]

@@ -392,3 +392,12 @@ def test_others_are_answered_while_one_is_slow() -> None:
         served.plane.release.set()
         thread.join(20)
         assert slow == [200]
+
+
+def test_headers_reach_the_data_plane_also_when_their_head_came_before(served: Served) -> None:
+    with served.connect() as connection:
+        for _ in range(4):
+            for user in ("eve", "adam"):
+                connection.sendall(post(INFER, BODY, headers={"X-User": user}))
+                assert read_answer(connection).status == 200
+                assert (b"x-user", user.encode()) in served.plane.requests[-1].headers

@@ -132,9 +132,13 @@ def test_stable_side_of_a_canary_may_be_adaptive() -> None:
     [
         ({"by": "request_id"}, lambda user: {"id": user}),
         ({"by": "parameter", "name": "user"}, lambda user: {"parameters": {"user": user}}),
-        ({"by": "header", "name": "X-User"}, lambda user: {"sticky_header": user}),
+        (
+            {"by": "header", "name": "X-User"},
+            lambda user: {"headers": [(b"accept", b"*/*"), (b"x-user", user.encode())]},
+        ),
+        ({"by": "header", "name": "X-User"}, lambda user: {"headers": (("x-user", user),)}),
     ],
-    ids=["request_id", "parameter", "header"],
+    ids=["request_id", "parameter", "header", "metadata"],
 )
 def test_requests_of_one_key_stay_with_one_tier(
     sticky: dict[str, str], request_of: Callable[[str], dict[str, Any]]

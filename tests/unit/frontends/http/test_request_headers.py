@@ -15,11 +15,11 @@ def test_headers_are_read_when_they_mean_something() -> None:
         (b"content-type", b"application/octet-stream"),
     ]
 
-    assert parse_headers(headers) == RequestHeaders(12, b"gzip", 7, "int8", None)
+    assert parse_headers(headers) == RequestHeaders(12, b"gzip", 7, "int8", None, everything=headers)
 
 
 def test_headers_may_all_be_absent() -> None:
-    assert parse_headers([]) == RequestHeaders(None, b"identity", None, None, None)
+    assert parse_headers(()) == RequestHeaders(None, b"identity", None, None, None)
 
 
 def test_tier_is_absent_when_its_header_is_empty() -> None:
