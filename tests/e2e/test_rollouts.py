@@ -23,12 +23,12 @@ GUARDS = {"max_error_ratio": 0.01, "max_p99_ms": 20_000, "min_samples": 20, "win
 class Callers:
     """Clients that name no tier, and note which one answered; no answer may fail."""
 
-    def __init__(self, server: ServerProcess) -> None:
+    def __init__(self, server: ServerProcess, *, clients: int = 2) -> None:
         self.server = server
         self.tiers: Counter[str] = Counter()
         self._request = of_arrays("fashion", image=fashion_images(server.folder, 1))
         self._stopped = threading.Event()
-        self._threads = [threading.Thread(target=self._ask) for _ in range(2)]
+        self._threads = [threading.Thread(target=self._ask) for _ in range(clients)]
 
     def __enter__(self) -> "Callers":
         for thread in self._threads:
@@ -95,6 +95,27 @@ def test_canary_whose_answers_are_wrong_is_taken_back_by_its_live_agreement(
     assert "agreement" in audit(server)[-1]["text"]
     compared = {"model": "fashion", "tier": "broken", "shadow": "dense", "outcome": "compared"}
     assert server.metric("serveprune_shadowed_requests_total", **compared) >= 30
+
+
+def test_shadow_of_an_overloaded_server_costs_no_request(serve: Serve, tmp_path: Path, fashion_store: Path) -> None:
+    """Every request is a sample, which the server could not do; it drops samples, and answers every request."""
+    shadow = {"tier": "int8", "sample_ratio": 1.0}
+    file = write_fashion(
+        tmp_path, stored=fashion_store, deployments={"fashion": {"default_tier": "dense", "shadow": shadow}}
+    )
+    server = serve(file).wait_open().wait_ready("fashion")
+    labels = {"model": "fashion", "tier": "dense", "shadow": "int8"}
+
+    def became(outcome: str) -> float:
+        return server.metric("serveprune_shadowed_requests_total", **labels, outcome=outcome)
+
+    with Callers(server, clients=24) as callers:
+        wait_until(lambda: became("dropped") > 200, what="samples are dropped")
+    assert set(callers.tiers) == {"dense"}
+    sent = callers.tiers["dense"]
+    wait_until(lambda: became("compared") + became("dropped") == sent, what="every sample has an end")
+    assert became("failed") == 0
+    assert server.metric("serveprune_requests_total", model="fashion", tier="int8") == 0
 
 
 def weight(server: ServerProcess) -> float:
