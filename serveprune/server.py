@@ -278,8 +278,8 @@ class Server:
             thread.join()
         if self._driver is not None:
             self._driver.stop()
-        self._shadowing.stop()
-        at_rest = self.dataplane.close(drain_seconds=_left(deadline))
+        at_rest = self._shadowing.stop(timeout_seconds=_left(deadline))
+        at_rest &= self.dataplane.close(drain_seconds=_left(deadline))
         at_rest &= self._scheduler.stop(drain_seconds=_left(deadline))
         at_rest &= self.controlplane.stop(timeout_seconds=_left(deadline + _STOP_MARGIN_SECONDS))
         if self._metrics_endpoint is not None:

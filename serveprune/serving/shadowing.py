@@ -124,13 +124,19 @@ class Shadowing:
                 return
         self._count(sample, ShadowOutcome.DROPPED)
 
-    def stop(self) -> None:
-        """Drop what waits, and wait for what is computed; idempotent."""
+    def stop(self, *, timeout_seconds: float) -> bool:
+        """Drop what waits, and wait for what is computed, for so long at the most; idempotent.
+
+        Returns:
+            Whether nothing is computed any more.
+        """
         with self._changed:
             self._stopped = True
             self._changed.notify()
-        if self._thread is not None:
-            self._thread.join()
+        if self._thread is None:
+            return True
+        self._thread.join(timeout_seconds)
+        return not self._thread.is_alive()
 
     def _run(self) -> None:
         # Its compute, too, comes after that of all others on this machine's cores.

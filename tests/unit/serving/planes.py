@@ -110,7 +110,7 @@ class Planes:
     def stop(self) -> None:
         for session in self.sessions.values():
             session.let_go.set()
-        self.shadowing.stop()
+        self.shadowing.stop(timeout_seconds=30)
         self.dataplane.close(drain_seconds=5)
         self.scheduler.stop(drain_seconds=5)
 

@@ -136,6 +136,6 @@ def test_stop_waits_for_no_calm_moment(planes: Shadowed) -> None:
     planes.shadow()
     planes.shadowing._is_calm = lambda: False
     ask(planes, 3)
-    planes.shadowing.stop()
+    assert planes.shadowing.stop(timeout_seconds=30)
     ask(planes)
     assert planes.agreements() == 0
