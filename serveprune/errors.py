@@ -9,6 +9,7 @@ class Code(StrEnum):
     """Protocol-neutral status of a failed operation, in the words of ``grpc.StatusCode``."""
 
     INVALID_ARGUMENT = "INVALID_ARGUMENT"
+    UNAUTHENTICATED = "UNAUTHENTICATED"
     NOT_FOUND = "NOT_FOUND"
     FAILED_PRECONDITION = "FAILED_PRECONDITION"
     UNAVAILABLE = "UNAVAILABLE"
@@ -44,6 +45,12 @@ class InvalidArgument(ServePruneError):
     """The caller sent something that can never succeed as it stands."""
 
     code = Code.INVALID_ARGUMENT
+
+
+class Unauthenticated(ServePruneError):
+    """The caller showed no token that this server knows; the message never quotes what it showed."""
+
+    code = Code.UNAUTHENTICATED
 
 
 class NotFound(ServePruneError):

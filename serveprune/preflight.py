@@ -1,10 +1,13 @@
 """What of a config can be judged before anything starts, but not from its text alone.
 
-Is what runs the models installed, do the data fit the graph, and can the tiers be built from them?
+Is what runs the models installed, do the data fit the graph, can the tiers be built from them, and are certificate and
+tokens in order?
 """
 
 import importlib.util
-from collections.abc import Sequence
+import os
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -14,6 +17,8 @@ from serveprune.config.profile import ProfileConfig, QuantizeOptions
 from serveprune.config.root import ServePruneConfig
 from serveprune.errors import ConfigError, ServePruneError
 from serveprune.evaluation.dataset import load_dataset
+from serveprune.frontends.authorization import watched_tokens
+from serveprune.frontends.certificates import watched_certificate
 from serveprune.oip.tensor import TensorSpec
 from serveprune.preprocessing.loading import load_preprocessor
 from serveprune.preprocessing.protocol import Preprocessor
@@ -38,6 +43,27 @@ def check_packages(config: ServePruneConfig) -> list[str]:
         for name, model in config.models.items()
         if model.backend == OPENVINO
     ]
+
+
+def check_secrets(config: ServePruneConfig, *, environment: Mapping[str, str] = os.environ) -> list[str]:
+    """Find a certificate that does not fit its key, and tokens that are none.
+
+    Returns:
+        One line per problem: the setting, what was expected, what came; of tokens and keys nothing is quoted.
+    """
+    server = config.server
+    checks: list[Callable[[], object]] = []
+    if server.tls is not None:
+        checks.append(partial(watched_certificate, server.tls))
+    if server.tokens is not None:
+        checks.append(partial(watched_tokens, server.tokens, environment=environment))
+    problems = []
+    for check in checks:
+        try:
+            check()
+        except ServePruneError as error:
+            problems.append(error.message)
+    return problems
 
 
 def check_datasets(config: ServePruneConfig) -> list[str]:

@@ -29,9 +29,12 @@ from serveprune.backends.selection import ONNX_RUNTIME, load_backend
 from serveprune.config.changes import config_changes
 from serveprune.config.root import ServePruneConfig
 from serveprune.config.server import Address
+from serveprune.frontends.authorization import TOKENS, Authorization, watched_tokens
+from serveprune.frontends.certificates import CERTIFICATE, watched_certificate
 from serveprune.frontends.grpc.server import GrpcFrontend
 from serveprune.frontends.http.server import HttpFrontend
 from serveprune.frontends.metrics_endpoint import MetricsEndpoint
+from serveprune.frontends.watched_files import Reload, Watch
 from serveprune.models.registry import Model, Registry
 from serveprune.models.repository import VariantRepository
 from serveprune.observability import metrics as series
@@ -94,8 +97,14 @@ class Server:
             config: What to serve.
             shared_builder: For one of several processes: builds for all of them. Their supervisor then counts
                 builds, and shows the metrics of all.
+
+        Raises:
+            FailedPrecondition: The certificate or the tokens cannot be read or used.
         """
         self.config = config
+        tls, tokens = config.server.tls, config.server.tokens
+        certificate = watched_certificate(tls) if tls is not None else None
+        known_tokens = watched_tokens(tokens, environment=os.environ) if tokens is not None else None
         alone = shared_builder is None
         self.metrics = Metrics()
         self._store_events = {event: self.metrics.counter(series.STORE_EVENTS, event) for event in StoreEvent}
@@ -135,12 +144,30 @@ class Server:
             request_timeout_seconds=config.server.request_timeout_seconds,
             max_request_rows=config.server.max_request_rows,
         )
+        authorization = Authorization(known_tokens) if known_tokens is not None else None
         self._http = HttpFrontend(
-            self.dataplane, self.controlplane, config=config.server, on_rejected=self.dataplane.count_rejection
+            self.dataplane,
+            self.controlplane,
+            config=config.server,
+            on_rejected=self.dataplane.count_rejection,
+            certificate=certificate,
+            authorization=authorization,
         )
         self._grpc = GrpcFrontend(
-            self.dataplane, self.controlplane, config=config.server, on_rejected=self.dataplane.count_rejection
+            self.dataplane,
+            self.controlplane,
+            config=config.server,
+            on_rejected=self.dataplane.count_rejection,
+            certificate=certificate,
+            authorization=authorization,
         )
+        watched = [each for each in (certificate, known_tokens) if each is not None]
+        self._reloads = {
+            (what, outcome): self.metrics.counter(series.RELOADS, what, outcome)
+            for what in (CERTIFICATE, TOKENS)
+            for outcome in Reload
+        }
+        self._watch = Watch(watched, on_reload=lambda what, outcome: self._reloads[what, outcome].inc())
         self._metrics_endpoint = MetricsEndpoint(self.metrics.registry) if alone else None
         self.sides = RolloutSides(self.registry, self._router)
         self.rollouts = Rollouts(config.store.path, self.metrics) if alone else None
@@ -221,6 +248,7 @@ class Server:
         except BaseException:
             self.stop(drain_seconds=0.0)
             raise
+        self._watch.start()
         self.metrics.gauge(series.PROCESSES).set(1)
         return Endpoints(http, grpc, metrics)
 
@@ -234,6 +262,7 @@ class Server:
         """
         drain = self.config.server.drain_seconds if drain_seconds is None else drain_seconds
         deadline = time.monotonic() + drain
+        self._watch.stop()
         # First, for a build takes cores from the requests that are to be answered.
         self.controlplane.cancel_builds()
         fronts = [

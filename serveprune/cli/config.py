@@ -12,7 +12,7 @@ from serveprune.config.loading import load_config
 from serveprune.config.root import ServePruneConfig
 from serveprune.config.schema import config_schema
 from serveprune.errors import ConfigError
-from serveprune.preflight import check_datasets, check_packages
+from serveprune.preflight import check_datasets, check_packages, check_secrets
 
 _EXIT_BAD_INPUT = 2
 _SPREAD = ("canary", "stable", "split", "shadow", "sticky")
@@ -55,7 +55,7 @@ def _judged(path: Path) -> tuple[ServePruneConfig | None, list[str]]:
         config = load_config(path)
     except ConfigError as error:
         return None, list(error.problems)
-    return config, [*check_packages(config), *check_datasets(config)]
+    return config, [*check_secrets(config), *check_packages(config), *check_datasets(config)]
 
 
 def _models(config: ServePruneConfig) -> list[dict[str, Any]]:

@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from serveprune.cli.client import HttpClient
+from serveprune.cli.client import own_http_client, url_of
 from serveprune.cli.serving import run, with_addresses
 from serveprune.cli.tier_table import table_console
 from serveprune.config.loading import load_config
@@ -70,13 +70,14 @@ def lay_out(folder: Path) -> Path:
 
 
 def _print_commands(config: ServePruneConfig, endpoints: Endpoints, folder: Path, console: Console) -> None:
-    url = f"http://{endpoints.http}/v2/models"
+    url = f"{url_of(config.server, endpoints)}/v2/models"
+    shown = _shown_by_curl(config)
     console.print("\ntry it from another terminal:")
     for name, model in config.models.items():
         for tier in model.tiers:
-            body = f"-H 'Content-Type: text/plain' --data-binary '{_TEXT}'"
+            body = f"{shown}-H 'Content-Type: text/plain' --data-binary '{_TEXT}'"
             if name == "fashion":
-                body = f"-H 'Content-Type: image/png' --data-binary @{folder / 'boot.png'}"
+                body = f"{shown}-H 'Content-Type: image/png' --data-binary @{folder / 'boot.png'}"
             console.print(f"  curl -s {body} {url}/{name}@{tier}/infer", soft_wrap=True, highlight=False, markup=False)
     console.print(
         f"  curl -s http://{endpoints.metrics}/metrics | grep serveprune_",
@@ -87,9 +88,25 @@ def _print_commands(config: ServePruneConfig, endpoints: Endpoints, folder: Path
     console.print("\nserving; Ctrl-C stops")
 
 
+def _shown_by_curl(config: ServePruneConfig) -> str:
+    """Return the options that a server with TLS or tokens asks for; the token itself is not shown."""
+    options = ""
+    if config.server.tls is not None:
+        options += "--cacert AUTHORITY.crt "
+        if config.server.tls.client_ca_file is not None:
+            options += "--cert CLIENT.crt --key CLIENT.key "
+    if config.server.tokens is not None:
+        options += '-H "Authorization: Bearer $TOKEN" '
+    return options
+
+
 def _try_plain_bodies(config: ServePruneConfig, endpoints: Endpoints, folder: Path) -> list[str]:
     """Send a plain text and a PNG to every tier, as the curl lines do; return what went wrong."""
-    client, problems = HttpClient(f"http://{endpoints.http}"), []
+    try:
+        client = own_http_client(config.server, endpoints)
+    except ServePruneError as error:
+        return [f"the server cannot be asked: {error.message}"]
+    problems = []
     bodies = {"minilm": ("text/plain", _TEXT.encode()), "fashion": ("image/png", (folder / "boot.png").read_bytes())}
     for name, model in config.models.items():
         content_type, body = bodies[name]

@@ -7,6 +7,7 @@ import numpy as np
 import typer
 
 from serveprune.cli.client import Answer, Client, GrpcClient, HttpClient
+from serveprune.cli.credentials import CaFile, Cert, Key, TokenFile, credentials
 from serveprune.errors import InvalidArgument, NotFound
 from serveprune.oip.datatype import Datatype
 from serveprune.oip.tensor import Tensor
@@ -34,8 +35,15 @@ def infer(
         float | None, typer.Option(help="Ask for a tier of at least this quality; dense has 1.")
     ] = None,
     strict: Annotated[bool, typer.Option(help="Fail rather than be served by another tier.")] = False,
-    url: Annotated[str, typer.Option(help="HTTP endpoint.")] = "http://127.0.0.1:8080",
-    grpc: Annotated[str | None, typer.Option(help="gRPC address (host:port); used instead of HTTP.")] = None,
+    url: Annotated[str, typer.Option(help="HTTP endpoint, http:// or https://.")] = "http://127.0.0.1:8080",
+    grpc: Annotated[
+        str | None,
+        typer.Option(help="gRPC address (host:port, or grpcs://host:port for TLS); used instead of HTTP."),
+    ] = None,
+    token_file: TokenFile = None,
+    ca_file: CaFile = None,
+    cert: Cert = None,
+    key: Key = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the whole answer as JSON.")] = False,
 ) -> None:
     """Send one inference to a running server and show the answer."""
@@ -47,7 +55,8 @@ def infer(
         "strict_tier": strict or None,
     }
     parameters: dict[str, Any] = {name: value for name, value in asked.items() if value is not None}
-    client: Client = GrpcClient(grpc) if grpc else HttpClient(url)
+    given = credentials(token_file=token_file, ca_file=ca_file, cert=cert, key=key)
+    client: Client = GrpcClient(grpc, credentials=given) if grpc else HttpClient(url, credentials=given)
     answer = client.infer(model, inputs, parameters=parameters)
     if as_json:
         typer.echo(json.dumps(_as_json(answer)))

@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from serveprune.cli.client import Answer, Client, GrpcClient, HttpClient
+from serveprune.cli.client import Answer, Client, own_clients
 from serveprune.errors import ServePruneError
 from serveprune.evaluation.dataset import load_dataset
 from serveprune.models.registry import Model
@@ -23,7 +23,10 @@ def self_test(server: Server, endpoints: Endpoints) -> list[str]:
     both protocols: as the tier that was asked for, with finite numbers, and the same ones over both.
     """
     problems: list[str] = []
-    http, grpc = HttpClient(f"http://{endpoints.http}"), GrpcClient(str(endpoints.grpc))
+    try:
+        http, grpc = own_clients(server.config.server, endpoints)
+    except ServePruneError as error:
+        return [f"the server cannot be asked: {error.message}"]
     try:
         for model in server.registry.models():
             problems += _unready(server.controlplane.tiers(model.name))

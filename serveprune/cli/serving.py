@@ -10,6 +10,7 @@ from rich.console import Console
 from rich.markup import escape
 
 from serveprune.artifacts.builder import BuildProgress
+from serveprune.cli.client import url_of
 from serveprune.cli.console import progress_display
 from serveprune.cli.endpoints_file import endpoints_announced
 from serveprune.cli.self_test import self_test
@@ -20,7 +21,7 @@ from serveprune.config.server import Address
 from serveprune.errors import ConfigError, ServePruneError
 from serveprune.observability.logs import configure_logs
 from serveprune.observability.metrics import Metrics
-from serveprune.preflight import check_datasets, check_packages
+from serveprune.preflight import check_datasets, check_packages, check_secrets
 from serveprune.reloading.config_file import ConfigFile
 from serveprune.reloading.reloader import Reloader
 from serveprune.routing.tier_selection import QUALIFIER
@@ -113,14 +114,15 @@ def run(
         after_settling: Called when every variant has settled; returns problems, which end a check.
 
     Raises:
-        ConfigError: A calibration or evaluation file does not fit its model, or a model's backend is not installed.
+        ConfigError: A calibration or evaluation file does not fit its model, a model's backend is not installed, or
+            the certificate or the tokens are not in order.
         FailedPrecondition: An address cannot be bound, or the endpoints file cannot be written.
         Internal: Serving processes end as often as they are started.
     """
     configure_logs()
     file = ConfigFile(config_file)
     config = read()
-    problems = [*check_packages(config), *check_datasets(config)]
+    problems = [*check_secrets(config), *check_packages(config), *check_datasets(config)]
     if problems:
         raise ConfigError(problems)
     stop_signals, reload_signal = StopSignals(), ReloadSignal()
@@ -133,7 +135,7 @@ def run(
         reloader.start()
     try:
         with endpoints_announced(endpoints, endpoints_file):
-            _show_start(served, endpoints, stop_signals=stop_signals, console=console)
+            _show_start(served, config, endpoints, stop_signals=stop_signals, console=console)
             exit_code = 0
             if stop_signals.received:
                 exit_code = _verdict(["stopped by a signal before every tier was tested"], console) if check else 0
@@ -170,11 +172,13 @@ def with_addresses(config: ServePruneConfig, **addresses: str | None) -> ServePr
     return config.model_copy(update={"server": type(config.server).model_validate(server)})
 
 
-def _show_start(served: Served, endpoints: Endpoints, *, stop_signals: StopSignals, console: Console) -> None:
+def _show_start(
+    served: Served, config: ServePruneConfig, endpoints: Endpoints, *, stop_signals: StopSignals, console: Console
+) -> None:
     """Say where the server listens, follow its builds, and at last print the table of tiers."""
     # One line, whatever the width of a terminal that is not there.
     console.print(
-        f"HTTP http://{endpoints.http}  gRPC {endpoints.grpc}  metrics http://{endpoints.metrics}/metrics",
+        f"HTTP {url_of(config.server, endpoints)}  gRPC {endpoints.grpc}  metrics http://{endpoints.metrics}/metrics",
         soft_wrap=True,
     )
     finished: set[str] = set()

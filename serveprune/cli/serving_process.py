@@ -60,7 +60,11 @@ def main() -> int:
 def _serve(begin: Begin, channel: Channel, messages: Iterator[Message]) -> int:
     stop_signals = StopSignals(second_ends=False)
     builder, may_listen, applied = AskingBuilder(channel.send), threading.Event(), threading.Event()
-    server = Server(begin.config, shared_builder=builder)
+    try:
+        server = Server(begin.config, shared_builder=builder)
+    except ServePruneError as error:
+        channel.send(NotStarted(message=error.message, code=error.code))
+        return EXIT_NOT_STARTED
     hearing = threading.Thread(
         target=_hear,
         args=(server, builder, may_listen, applied, channel, messages),

@@ -10,6 +10,7 @@ from serveprune.config.base import ConfigModel
 from serveprune.config.locations import FolderToBe
 from serveprune.config.numbers import Number, WholeNumber
 from serveprune.config.problem import description
+from serveprune.config.security import NeverEmpty, TlsConfig, TokensConfig
 
 
 class Address(NamedTuple):
@@ -109,6 +110,13 @@ class ServerConfig(ConfigModel):
         default=Address("127.0.0.1", 8082),
         description="Prometheus metrics. Port 0: any free one.",
         json_schema_extra={"default": "127.0.0.1:8082"},
+    )
+    tls: Annotated[TlsConfig | None, NeverEmpty] = Field(
+        default=None, description="TLS for HTTP and gRPC: docs/security.md. Default: neither is encrypted."
+    )
+    tokens: Annotated[TokensConfig | None, NeverEmpty] = Field(
+        default=None,
+        description="Tokens of which a client has to send one as `authorization: Bearer ...`. Default: none is needed.",
     )
     processes: WholeNumber = Field(
         default=1,

@@ -198,6 +198,13 @@ ROLLOUT_CHANGES = Metric(
     "What happened to rollouts: canary_ready, canary_not_ready, step, paused, resumed, promoted, aborted.",
     ("model", "kind"),
 )
+RELOADS = Metric(
+    "serveprune_reloads_total",
+    "counter",
+    "Changes on disk of the certificate or the tokens, by whether the new one was taken or refused, so that the old "
+    "one stays; of each serving process.",
+    ("what", "outcome"),
+)
 PROCESSES = Metric("serveprune_processes", "gauge", "Serving processes that listen.", (), merge="sum")
 PROCESS_RESTARTS = Metric(
     "serveprune_process_restarts_total", "counter", "Serving processes that ended unasked and were replaced.", ()

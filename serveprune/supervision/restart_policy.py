@@ -12,12 +12,15 @@ class RestartPolicy:
         first_delay_seconds: Wait before the start after the second early death in a row; doubles with each.
         longest_delay_seconds: Bound on that.
         early_deaths: Early deaths in a row after which there is no further start.
+        hindered_delay_seconds: Wait before the start after one that could not be, because something beside the process
+            has to be mended first; such a one is no death.
     """
 
     early_seconds: float = 10.0
     first_delay_seconds: float = 0.5
     longest_delay_seconds: float = 30.0
     early_deaths: int = 6
+    hindered_delay_seconds: float = 5.0
 
     def after_death(self, *, lived_seconds: float, early_deaths: int) -> "NextStart":
         """Decide what follows a death.

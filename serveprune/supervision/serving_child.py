@@ -22,6 +22,7 @@ class ServingChild:
         standing: What it said last of its tiers.
         may_listen: It was told to open its ports.
         answers_since: When it could first answer for every model; ``None`` before.
+        is_hindered: It said that something beside it has to be mended before it can start.
     """
 
     def __init__(self, command: Sequence[str], *, name: str) -> None:
@@ -47,6 +48,7 @@ class ServingChild:
         self.standing: Standing | None = None
         self.may_listen = False
         self.answers_since: float | None = None
+        self.is_hindered = False
         self.exit_code: int | None = None
         self.cpu_seconds = 0.0
         try:

@@ -330,7 +330,8 @@ class Supervisor:
                 case NotStarted() if not self._listens():
                     self._failure = self._failure or _as_error(message)
                 case NotStarted():
-                    _log.error("serving process %s could not listen: %s", child.name, message.message)
+                    child.is_hindered = True
+                    _log.error("serving process %s could not start: %s", child.name, message.message)
             self._changed.notify_all()
 
     def _ask_build(self, child: ServingChild, asked: BuildAsked) -> None:
@@ -357,6 +358,10 @@ class Supervisor:
             return
         assert self._metrics is not None
         self._metrics.counter(series.PROCESS_RESTARTS).inc()
+        if child.is_hindered:
+            # Others serve meanwhile. A certificate that cannot be used just now must not end them.
+            place.start_at = time.monotonic() + self._policy.hindered_delay_seconds
+            return
         # Not since its start: one that dies of what it loads does so each time, however long loading takes.
         lived = 0.0 if child.answers_since is None else time.monotonic() - child.answers_since
         self._plan_start(place, lived_seconds=lived, end=f"(pid {child.pid}) {child.describe_end()}")

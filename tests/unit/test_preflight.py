@@ -12,7 +12,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from unit.compression.graphs import convolutional_graph, embedding_graph, images
 
 from serveprune.config.loading import load_config
-from serveprune.preflight import check_datasets, check_packages
+from serveprune.preflight import check_datasets, check_packages, check_secrets
 
 HUGGINGFACE = "source: {huggingface: encoder, task: feature-extraction, pooling: mean}"
 
@@ -210,3 +210,19 @@ def test_check_datasets_reports_samples_and_labels_that_are_missing_when_the_tie
     (problem,) = problems("{losses: {labels: 1}}", "calibration: {file: unlabelled.npz}")
     assert problem.startswith("models.m.calibration: expected labels in unlabelled.npz, because profile learned")
     assert problems("{losses: {labels: 1}}", "calibration: {file: labelled.npz}") == []
+
+
+def test_check_secrets_reports_certificate_and_tokens_at_once(folder: Path) -> None:
+    (folder / "server.pem").write_text("nothing")
+    (folder / "tokens").write_text("too-brief")
+    server = "{tls: {certificate_file: server.pem, key_file: server.pem}, tokens: {file: tokens}}"
+    file = folder / "serveprune.yaml"
+    file.write_text(f"server: {server}\nmodels: {{m: {{source: {{onnx: doubling.onnx}}}}}}\n")
+
+    certificate, tokens = check_secrets(load_config(file), environment={})
+    assert certificate.startswith("server.tls.certificate_file: expected a certificate in PEM form, got none")
+    assert tokens.startswith("server.tokens.file: ")
+    assert "too-brief" not in tokens
+
+    file.write_text("models: {m: {source: {onnx: doubling.onnx}}}\n")
+    assert check_secrets(load_config(file), environment={}) == []

@@ -4,7 +4,8 @@ from concurrent.futures import ThreadPoolExecutor
 
 import grpc
 
-from serveprune.errors import Code, ResourceExhausted
+from serveprune.errors import Code, ResourceExhausted, ServePruneError
+from serveprune.frontends.authorization import Authorization, shown_in_metadata
 from serveprune.frontends.grpc.runtime import HandlerCallDetails, RpcMethodHandler, ServicerContext
 from serveprune.frontends.grpc.status import abort
 
@@ -12,7 +13,7 @@ _RETRY_SECONDS = 1.0
 
 
 class BoundedMethod:
-    """Refuses calls of one method at arrival while too many of them wait for a worker. Thread-safe.
+    """Refuses calls of one method at arrival: without a token, or while too many wait for a worker. Thread-safe.
 
     They would wait in the runtime's pool, without bound and unseen by the data plane's admission.
 
@@ -22,6 +23,7 @@ class BoundedMethod:
         limit: Calls that may wait.
         pool: Runs the refusals.
         on_rejected: Told of each refusal.
+        authorization: Judges who may call; without one everybody may.
     """
 
     def __init__(
@@ -32,15 +34,23 @@ class BoundedMethod:
         limit: int,
         pool: ThreadPoolExecutor,
         on_rejected: Callable[[Code], None],
+        authorization: Authorization | None = None,
     ) -> None:
         self._name = name
         self._limit = limit
         self._on_rejected = on_rejected
+        self._authorization = authorization
+        self._pool = pool
         self._behaviour = handler.stream_unary
         self._waiting = 0
         self._lock = threading.Lock()
         self._admitting = _handler(self._begin, pool=self._behaviour.experimental_thread_pool)
-        self._refusing = _handler(self._refuse, pool=pool)
+        self._refusing = self._refusal_of(
+            ResourceExhausted(
+                f"{limit} gRPC calls already wait (server.max_queued_requests); retry later",
+                retry_after_seconds=_RETRY_SECONDS,
+            )
+        )
 
     @property
     def waiting(self) -> int:
@@ -51,6 +61,10 @@ class BoundedMethod:
         """Return the handler for a call that has just arrived; ``None`` for other methods' calls."""
         if call.method != self._name:
             return None
+        if self._authorization is not None:
+            refusal = self._authorization.refusal(shown_in_metadata(call.invocation_metadata))
+            if refusal is not None:
+                return self._refusal_of(refusal)
         with self._lock:
             if self._waiting >= self._limit:
                 return self._refusing
@@ -63,15 +77,14 @@ class BoundedMethod:
         response: bytes = self._behaviour(messages, context)
         return response
 
-    def _refuse(self, messages: Iterator[bytes], context: ServicerContext) -> bytes:
-        self._on_rejected(Code.RESOURCE_EXHAUSTED)
-        abort(
-            context,
-            ResourceExhausted(
-                f"{self._limit} gRPC calls already wait (server.max_queued_requests); retry later",
-                retry_after_seconds=_RETRY_SECONDS,
-            ),
-        )
+    def _refusal_of(self, error: ServePruneError) -> RpcMethodHandler:
+        """Return a handler that ends its calls with an error."""
+
+        def refuse(messages: Iterator[bytes], context: ServicerContext) -> bytes:
+            self._on_rejected(error.code)
+            abort(context, error)
+
+        return _handler(refuse, pool=self._pool)
 
 
 def _handler(

@@ -27,6 +27,7 @@ from serveprune.errors import (
     ServePruneError,
     Unavailable,
 )
+from serveprune.frontends.authorization import Authorization, shown_in_metadata
 from serveprune.frontends.grpc import rounds
 from serveprune.frontends.grpc.inference import InferenceService
 from serveprune.frontends.grpc.receiving import ReceivingCalls
@@ -42,6 +43,8 @@ _INLINE_BYTES = 2**16
 """Messages above this size are decoded and encoded in a pool; the runtime's thread serves the others meanwhile."""
 _MOST_TOGETHER = 64
 """Calls that are submitted before the first of them is computed, however many more there are to read."""
+_MOST_UNAUTHORIZED = 8
+"""Calls without a token whose messages are received nevertheless, so that their callers can be told what they lack."""
 
 _NAMES = (
     "_Context",
@@ -63,7 +66,7 @@ class DirectCalls(ThreadPoolExecutor):
     """Takes the calls of ``ModelInfer`` from the runtime, which takes this for the pool that is to run them.
 
     No more than so many calls are in progress at once, for each holds its message or its answer; others wait unread,
-    and calls that arrive while too many wait are refused. Thread-safe.
+    and calls that arrive while too many wait, or without a token, are refused. Thread-safe.
 
     Attributes:
         handler: Of the method.
@@ -77,6 +80,7 @@ class DirectCalls(ThreadPoolExecutor):
         patience_seconds: Within which a caller must have taken the answer.
         pool: Works on large messages.
         on_rejected: Told the code of each call that does not reach the data plane.
+        authorization: Judges who may call; without one everybody may.
     """
 
     def __init__(
@@ -90,8 +94,11 @@ class DirectCalls(ThreadPoolExecutor):
         patience_seconds: float,
         pool: ThreadPoolExecutor,
         on_rejected: Callable[[Code], None],
+        authorization: Authorization | None = None,
     ) -> None:
         super().__init__(1)
+        self._authorization = authorization
+        self._unauthorized: set[_Call] = set()
         self._max_active = max_active
         self._max_waiting = max_waiting
         self._active: dict[_Call, None] = {}
@@ -135,6 +142,11 @@ class DirectCalls(ThreadPoolExecutor):
     def submit(self, run: Any, respond: Any, /, *arguments: Any, **options: Any) -> Any:  # type: ignore[override]
         """Take a call over from the runtime, which hands over what it would run in a pool."""
         call = _Call(self, *arguments[:2])
+        if self._authorization is not None:
+            refusal = self._authorization.refusal(call.shown())
+            if refusal is not None:
+                self._turn_away(call, refusal)
+                return
         with self._lock:
             begins = self._in_progress() < self._max_active
             refused = not begins and len(self._waiting) >= self._max_waiting
@@ -152,6 +164,22 @@ class DirectCalls(ThreadPoolExecutor):
                 )
             )
 
+    def _turn_away(self, call: "_Call", refusal: ServePruneError) -> None:
+        """Refuse a call that may not be answered: it takes no place of those that may.
+
+        Python's asyncio client reports an internal error if its call ends while it still sends the message, so that is
+        waited for, of a few calls at a time.
+        """
+        with self._lock:
+            waits = len(self._unauthorized) < _MOST_UNAUTHORIZED
+            if waits:
+                self._unauthorized.add(call)
+        if waits:
+            call.refusal = refusal
+            call.receive()
+        else:
+            call.refuse(refusal)
+
     def answered(self, call: "_Call") -> None:
         """Note that an answer is on its way; it stays in memory until its caller has read it."""
         with self._lock:
@@ -164,6 +192,7 @@ class DirectCalls(ThreadPoolExecutor):
         following = None
         with self._lock:
             self._waiting.pop(call, None)
+            self._unauthorized.discard(call)
             self._active.pop(call, None)
             self._answered.pop(call, None)
             if self._waiting and self._in_progress() < self._max_active:
@@ -193,9 +222,14 @@ class DirectCalls(ThreadPoolExecutor):
 
 
 class _Call:
-    """One call on its way."""
+    """One call on its way.
 
-    __slots__ = ("_calls", "_context", "_event", "_has_message", "_state", "_submitted", "begun")
+    Attributes:
+        begun: When its message was asked for.
+        refusal: Why it is not answered, known before its message came.
+    """
+
+    __slots__ = ("_calls", "_context", "_event", "_has_message", "_state", "_submitted", "begun", "refusal")
 
     def __init__(self, calls: DirectCalls, event: Any, state: Any) -> None:
         self._calls = calls
@@ -204,8 +238,13 @@ class _Call:
         self._context: ServicerContext = runtime._Context(event, state, None)
         self._submitted: Answer | None = None
         self._has_message = False
+        self.refusal: ServePruneError | None = None
         self.begun = time.monotonic()
         state.callbacks.append(self._ended)
+
+    def shown(self) -> list[bytes]:
+        """Return what its metadata shows."""
+        return shown_in_metadata(self._context.invocation_metadata())
 
     def receive(self) -> None:
         """Ask the runtime for the message."""
@@ -244,7 +283,9 @@ class _Call:
         """Take the message, in the thread of the runtime, which this must neither block nor end."""
         message: bytes | None = event.batch_operations[0].message()
         self._calls.receiving.end(self._context)
-        if message is None:
+        if self.refusal is not None:
+            self.refuse(self.refusal)
+        elif message is None:
             # The caller has left or has sent none; which of both shows when the call has ended.
             self._fail(InvalidArgument(f"expected one {self._calls.service_of.request_name}, got none"))
         else:

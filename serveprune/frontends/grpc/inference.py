@@ -10,6 +10,7 @@ from typing import Any, NoReturn
 from google.protobuf.message import Message
 
 from serveprune.errors import Cancelled, Code, DeadlineExceeded, InvalidArgument, ServePruneError, Unimplemented
+from serveprune.frontends.authorization import Authorization
 from serveprune.frontends.grpc.decoding import TIER_METADATA, decode_request
 from serveprune.frontends.grpc.encoding import (
     encode_index,
@@ -26,6 +27,9 @@ from serveprune.oip.messages import InferenceRequest, InferenceResponse
 
 SERVICE: str = pb.DESCRIPTOR.services_by_name["GRPCInferenceService"].full_name
 
+_FOR_EVERYBODY = ("ServerLive", "ServerReady")
+"""Methods that need no token: probes have none, and they tell nothing of the models."""
+
 _FIXED_REPOSITORY = "models come from the configuration file; change it instead of loading or unloading by request"
 
 
@@ -37,6 +41,8 @@ class InferenceService:
         controlplane: Answers the repository index.
         request_timeout_seconds: Waits no longer than this for an answer.
         on_rejected: Told the code of each inference request that fails to reach the data plane.
+        authorization: Judges who may call; without one everybody may. Calls of ``ModelInfer`` are judged before they
+            come here.
     """
 
     infer_method = f"/{SERVICE}/ModelInfer"
@@ -49,7 +55,9 @@ class InferenceService:
         *,
         request_timeout_seconds: float,
         on_rejected: Callable[[Code], None],
+        authorization: Authorization | None = None,
     ) -> None:
+        self._authorization = authorization
         self._dataplane = dataplane
         self._controlplane = controlplane
         self._timeout_seconds = request_timeout_seconds
@@ -73,7 +81,13 @@ class InferenceService:
             "RepositoryModelUnload": (self.repository_change, pb.RepositoryModelUnloadRequest),
         }
         return {
-            name: methods.handler(answer, request=request, pool=pool) for name, (answer, request) in answers.items()
+            name: methods.handler(
+                answer,
+                request=request,
+                pool=pool,
+                authorization=None if name in _FOR_EVERYBODY else self._authorization,
+            )
+            for name, (answer, request) in answers.items()
         }
 
     def server_live(self, request: pb.ServerLiveRequest, context: ServicerContext) -> pb.ServerLiveResponse:

@@ -9,6 +9,7 @@ import grpc
 from google.protobuf.message import DecodeError, Message
 
 from serveprune.errors import Code, Internal, InvalidArgument, ServePruneError
+from serveprune.frontends.authorization import Authorization, shown_in_metadata
 from serveprune.frontends.grpc.field_count import check_field_count
 from serveprune.frontends.grpc.receiving import ReceivingCalls
 from serveprune.frontends.grpc.runtime import RpcMethodHandler, ServicerContext
@@ -37,6 +38,7 @@ class UnaryMethods:
         request: type[Message],
         pool: ThreadPoolExecutor,
         on_rejected: Callable[[Code], None] = lambda code: None,
+        authorization: Authorization | None = None,
     ) -> RpcMethodHandler:
         """Return the handler of a method.
 
@@ -45,6 +47,7 @@ class UnaryMethods:
             request: Class of the request message.
             pool: Runs the calls.
             on_rejected: Told the code of each call whose message never came or is none.
+            authorization: Judges who may call; without one everybody may.
         """
 
         def behaviour(messages: Iterator[bytes], context: ServicerContext) -> bytes:
@@ -53,6 +56,13 @@ class UnaryMethods:
             except grpc.RpcError:
                 on_rejected(Code.CANCELLED)
                 raise
+            if authorization is not None:
+                # Not before its message came: Python's asyncio client reports an internal error if its call ends while
+                # it still sends.
+                refusal = authorization.refusal(shown_in_metadata(context.invocation_metadata()))
+                if refusal is not None:
+                    on_rejected(refusal.code)
+                    return abort(context, refusal)
             try:
                 message = parse_message(received, request)
             except InvalidArgument as error:

@@ -8,9 +8,12 @@ import grpc
 
 from serveprune.config.server import Address, ServerConfig
 from serveprune.errors import Code, FailedPrecondition
+from serveprune.frontends.authorization import Authorization
+from serveprune.frontends.certificates import ServerCertificate
 from serveprune.frontends.grpc import direct_calls
 from serveprune.frontends.grpc.absent_methods import AbsentMethods
 from serveprune.frontends.grpc.bounded_method import BoundedMethod
+from serveprune.frontends.grpc.credentials import server_credentials
 from serveprune.frontends.grpc.direct_calls import DirectCalls
 from serveprune.frontends.grpc.health import HealthService, add_health
 from serveprune.frontends.grpc.inference import SERVICE, InferenceService
@@ -20,6 +23,7 @@ from serveprune.frontends.grpc.reflection import add_reflection
 from serveprune.frontends.grpc.runtime import Server
 from serveprune.frontends.grpc.streams import OpenStreams
 from serveprune.frontends.planes import ControlPlane, DataPlane
+from serveprune.frontends.watched_files import WatchedFiles
 
 _log = logging.getLogger(__name__)
 
@@ -49,6 +53,8 @@ class GrpcFrontend:
         controlplane: Answers the repository index.
         config: Address, workers and limits.
         on_rejected: Told the code of each inference request that fails to reach the data plane.
+        certificate: For TLS; without one nothing is encrypted.
+        authorization: Judges who may ask; without one everybody may.
     """
 
     def __init__(
@@ -58,14 +64,19 @@ class GrpcFrontend:
         *,
         config: ServerConfig,
         on_rejected: Callable[[Code], None],
+        certificate: WatchedFiles[ServerCertificate] | None = None,
+        authorization: Authorization | None = None,
     ) -> None:
         self._config = config
+        self._certificate = certificate
+        self._authorization = authorization
         self._on_rejected = on_rejected
         self._service = InferenceService(
             dataplane,
             controlplane,
             request_timeout_seconds=config.request_timeout_seconds,
             on_rejected=on_rejected,
+            authorization=authorization,
         )
         self._receiving = ReceivingCalls(timeout_seconds=config.body_timeout_seconds, workers=config.grpc_workers)
         self._streams = OpenStreams()
@@ -140,6 +151,7 @@ class GrpcFrontend:
                 patience_seconds=self._config.body_timeout_seconds,
                 pool=workers,
                 on_rejected=self._on_rejected,
+                authorization=self._authorization,
             )
         return BoundedMethod(
             self._service.infer_method,
@@ -147,12 +159,17 @@ class GrpcFrontend:
             limit=self._config.max_queued_requests,
             pool=quick,
             on_rejected=self._on_rejected,
+            authorization=self._authorization,
         )
 
     def _bind(self, server: Server) -> int:
         address = self._config.grpc
         try:
-            port: int = server.add_insecure_port(str(address))
+            port: int
+            if self._certificate is None:
+                port = server.add_insecure_port(str(address))
+            else:
+                port = server.add_secure_port(str(address), server_credentials(self._certificate))
         except RuntimeError as error:
             raise FailedPrecondition(
                 f"server.grpc: cannot listen on {address}; is the port taken, or the host another machine's? "

@@ -5,6 +5,7 @@ from concurrent.futures import Executor
 
 from serveprune.config.server import ServerConfig
 from serveprune.errors import Code, Internal, ServePruneError, Unavailable
+from serveprune.frontends.authorization import Authorization, shown_in
 from serveprune.frontends.http.asgi import Receive, Scope, Send
 from serveprune.frontends.http.body import inflate, read_body
 from serveprune.frontends.http.body_budget import BodyBudget
@@ -24,6 +25,8 @@ from serveprune.oip.parameters import flag
 _log = logging.getLogger(__name__)
 
 _FOR_THE_LOG = (Code.INTERNAL, Code.DATA_LOSS)
+_FOR_EVERYBODY = (Operation.LIVE, Operation.READY)
+"""What needs no token: probes have none, and it tells nothing of the models."""
 
 
 class HttpApplication:
@@ -40,10 +43,12 @@ class HttpApplication:
         config: ServerConfig,
         workers: Executor,
         on_rejected: Callable[[Code], None],
+        authorization: Authorization | None = None,
     ) -> None:
         self._dataplane = dataplane
         self._controlplane = controlplane
         self._config = config
+        self._authorization = authorization
         # A body as large as one may be always finds room in an idle server.
         self._budget = BodyBudget(max(config.max_buffered_bytes, config.max_request_bytes))
         self.inference = InferenceHandler(
@@ -58,6 +63,8 @@ class HttpApplication:
     async def _reply(self, scope: Scope, receive: Receive) -> Reply:
         try:
             route = find_route(scope["method"], scope["raw_path"])
+            if self._authorization is not None:
+                self._authorize(self._authorization, route, scope)
             if route.operation is Operation.INFER:
                 return await self.inference.answer(route, scope["headers"], receive)
             return await self._describe(route, scope, receive)
@@ -71,6 +78,16 @@ class HttpApplication:
         except Exception:  # whatever it is, the client gets an answer and the log gets the trace
             _log.exception("%s %s failed", scope["method"], scope["path"])
             return error_reply(Internal("internal error; see the server's log"))
+
+    def _authorize(self, authorization: Authorization, route: HttpRoute, scope: Scope) -> None:
+        """Refuse a request that shows no token, before its body is read."""
+        if route.operation in _FOR_EVERYBODY:
+            return
+        refusal = authorization.refusal(shown_in(scope["headers"]))
+        if refusal is not None:
+            if route.operation is Operation.INFER:
+                self.inference.reject(refusal.code)
+            raise refusal
 
     async def _describe(self, route: HttpRoute, scope: Scope, receive: Receive) -> Reply:
         plane, model, version = self._dataplane, route.model, route.version

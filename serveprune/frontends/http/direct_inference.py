@@ -1,6 +1,7 @@
 from typing import TYPE_CHECKING
 
 from serveprune.errors import ServePruneError
+from serveprune.frontends.authorization import Authorization, TokenSet, shown_in
 from serveprune.frontends.http.arrivals import Arrivals
 from serveprune.frontends.http.completions import Completions
 from serveprune.frontends.http.direct_exchange import DirectExchange
@@ -22,8 +23,9 @@ class DirectInference:
     For one event loop.
     """
 
-    def __init__(self, handler: InferenceHandler) -> None:
+    def __init__(self, handler: InferenceHandler, *, authorization: Authorization | None = None) -> None:
         self._handler = handler
+        self._authorization = authorization
         self._completions: Completions | None = None
         self._arrivals: Arrivals | None = None
         self._routes: dict[bytes, HttpRoute] = {}
@@ -41,6 +43,12 @@ class DirectInference:
         route = self._routes.get(connection.url) or self._find(connection)
         if route is None or connection.parser.get_method() != b"POST":
             return None
+        let_in_by: TokenSet | None = None
+        if self._authorization is not None:
+            # Taken before it is asked, for it may change in between.
+            let_in_by = self._authorization.tokens
+            if self._authorization.refusal(shown_in(connection.headers)) is not None:
+                return None
         try:
             headers = parse_headers(connection.headers)
         except ServePruneError:
@@ -50,7 +58,7 @@ class DirectInference:
             return None
         keep_alive = connection.parser.get_http_version() != "1.0" and connection.parser.should_keep_alive()
         if new_head is not None and keep_alive:
-            self.heads.learn(new_head, route, headers)
+            self.heads.learn(new_head, route, headers, let_in_by=let_in_by)
         return self._exchange(connection, route, headers, keep_alive=keep_alive)
 
     def known_exchange(self, connection: "Connection", data: bytes) -> tuple[DirectExchange, bytes] | None:
@@ -62,6 +70,9 @@ class DirectInference:
         """
         known, connection.new_head = self.heads.find(data)
         if known is None or len(data) - known.size_bytes != known.headers.body_bytes or connection.flow.write_paused:
+            return None
+        if self._authorization is not None and known.let_in_by is not self._authorization.tokens:
+            self.heads.forget()
             return None
         exchange = self._exchange(connection, known.route, known.headers, keep_alive=True)
         return exchange, data[known.size_bytes :]

@@ -53,6 +53,7 @@ _STATUS_OF_TYPE: Mapping[type[ServePruneError], int] = {
 }
 _STATUS_OF_CODE: Mapping[Code, int] = {
     Code.INVALID_ARGUMENT: 400,
+    Code.UNAUTHENTICATED: 401,
     Code.NOT_FOUND: 404,
     # Not 400: the request is in order, and would succeed if the server were in another state.
     Code.FAILED_PRECONDITION: 409,
@@ -75,7 +76,9 @@ def status_of(error: ServePruneError) -> int:
 
 
 def headers_of(error: ServePruneError) -> list[Header]:
-    """Return the headers an error's status asks for: Allow, Retry-After, Connection."""
+    """Return the headers an error's status asks for: Allow, Retry-After, Connection, WWW-Authenticate."""
+    if error.code is Code.UNAUTHENTICATED:
+        return [(b"www-authenticate", b"Bearer")]
     if isinstance(error, MethodNotAllowed):
         return [(b"allow", ", ".join(error.allowed).encode())]
     if isinstance(error, BodyTimeout):

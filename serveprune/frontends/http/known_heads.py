@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 import httptools
 
+from serveprune.frontends.authorization import TokenSet
 from serveprune.frontends.http.request_headers import RequestHeaders
 from serveprune.frontends.http.routes import HttpRoute
 
@@ -19,11 +20,16 @@ _MAX_BYTES = 2048
 
 @dataclass(frozen=True, slots=True)
 class KnownHead:
-    """What a head says: an inference with a small body, on a connection that stays open."""
+    """What a head says: an inference with a small body, on a connection that stays open.
+
+    Attributes:
+        let_in_by: The tokens of which it shows one; ``None`` where none is needed.
+    """
 
     route: HttpRoute
     headers: RequestHeaders
     size_bytes: int
+    let_in_by: TokenSet | None = None
 
 
 class KnownHeads:
@@ -57,10 +63,16 @@ class KnownHeads:
         self._known[head] = None
         return None, None
 
-    def learn(self, head: bytes, route: HttpRoute, headers: RequestHeaders) -> None:
+    def learn(
+        self, head: bytes, route: HttpRoute, headers: RequestHeaders, *, let_in_by: TokenSet | None = None
+    ) -> None:
         """Remember what a head means that has just been parsed."""
         if _ends_where_it_seems(head):
-            self._known[head] = KnownHead(route, headers, len(head))
+            self._known[head] = KnownHead(route, headers, len(head), let_in_by)
+
+    def forget(self) -> None:
+        """Forget all heads: what let them in has changed."""
+        self._known.clear()
 
 
 class _Watch:

@@ -11,10 +11,14 @@ import uvicorn
 
 from serveprune.config.server import Address, ServerConfig
 from serveprune.errors import Code, FailedPrecondition, Internal
+from serveprune.frontends.authorization import Authorization
+from serveprune.frontends.certificates import ServerCertificate
 from serveprune.frontends.http.application import HttpApplication
 from serveprune.frontends.http.connection import ConnectionLimits, connection_class
 from serveprune.frontends.http.direct_inference import DirectInference
+from serveprune.frontends.http.tls_transport import TlsListener
 from serveprune.frontends.planes import ControlPlane, DataPlane
+from serveprune.frontends.watched_files import WatchedFiles
 
 _log = logging.getLogger(__name__)
 
@@ -31,7 +35,16 @@ _POLL_SECONDS = 0.005
 
 
 class HttpFrontend:
-    """The Open Inference Protocol over HTTP, on an event loop in a thread of its own."""
+    """The Open Inference Protocol over HTTP, on an event loop in a thread of its own.
+
+    Args:
+        dataplane: Answers inference and metadata requests.
+        controlplane: Answers the repository index, and what tiers there are.
+        config: Address and limits.
+        on_rejected: Told the code of each inference request that fails to reach the data plane.
+        certificate: For TLS; without one nothing is encrypted.
+        authorization: Judges who may ask; without one everybody may.
+    """
 
     def __init__(
         self,
@@ -40,11 +53,20 @@ class HttpFrontend:
         *,
         config: ServerConfig,
         on_rejected: Callable[[Code], None],
+        certificate: WatchedFiles[ServerCertificate] | None = None,
+        authorization: Authorization | None = None,
     ) -> None:
         self._config = config
+        self._certificate = certificate
+        self._authorization = authorization
         self._workers = ThreadPoolExecutor(_WORKERS, thread_name_prefix="http-worker")
         self._application = HttpApplication(
-            dataplane, controlplane, config=config, workers=self._workers, on_rejected=on_rejected
+            dataplane,
+            controlplane,
+            config=config,
+            workers=self._workers,
+            on_rejected=on_rejected,
+            authorization=authorization,
         )
         self._server: _Server | None = None
         self._thread: threading.Thread | None = None
@@ -57,7 +79,18 @@ class HttpFrontend:
         """
         listener = _listen(self._config.http, shared=self._config.processes > 1)
         host, port = listener.getsockname()[:2]
-        server = _Server(self._uvicorn_config())
+        connections: Any = connection_class(
+            self._limits(), DirectInference(self._application.inference, authorization=self._authorization)
+        )
+        encrypted = None
+        if self._certificate is not None:
+            connections = encrypted = TlsListener(
+                self._certificate,
+                connections,
+                max_handshakes=self._config.max_connections,
+                patience_seconds=self._config.body_timeout_seconds,
+            )
+        server = _Server(self._uvicorn_config(connections), encrypted)
         thread = threading.Thread(target=_serve, args=(server, listener), name="http", daemon=True)
         thread.start()
         deadline = time.monotonic() + _START_SECONDS
@@ -91,10 +124,10 @@ class HttpFrontend:
             keep_alive_seconds=_KEEP_ALIVE_SECONDS,
         )
 
-    def _uvicorn_config(self) -> Any:
+    def _uvicorn_config(self, connections: Any) -> Any:
         return uvicorn.Config(
             self._application,
-            http=connection_class(self._limits(), DirectInference(self._application.inference)),
+            http=connections,
             loop="uvloop",
             ws="none",
             lifespan="off",
@@ -110,7 +143,13 @@ class HttpFrontend:
 class _Server(uvicorn.Server):  # type: ignore[misc]  # uvicorn is not analysed, see pyproject.toml
     """uvicorn's server, which also closes the connections that outlast its patience."""
 
+    def __init__(self, config: Any, encrypted: TlsListener | None) -> None:
+        super().__init__(config)
+        self._encrypted = encrypted
+
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        if self._encrypted is not None:
+            self._encrypted.abort()
         await super().shutdown(sockets)
         for connection in list(self.server_state.connections):
             connection.cut_off()

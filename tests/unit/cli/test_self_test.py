@@ -4,7 +4,7 @@ from typing import Any
 
 from serveprune.cli.self_test import self_test
 from serveprune.config.model import ModelConfig
-from serveprune.config.server import Address
+from serveprune.config.server import Address, ServerConfig
 from serveprune.models.instance import BatchSettings, Instance
 from serveprune.models.registry import Model, Registry
 from serveprune.models.variant import VariantState
@@ -33,7 +33,9 @@ def test_model_whose_inputs_cannot_be_made_up_is_a_problem_and_the_others_are_te
         instance = Instance(Texts(), identity=(name, "1", "dense"), batches=BatchSettings(4))
         models[name].update("dense", state=VariantState.READY, instance=instance)
     server: Any = SimpleNamespace(
-        registry=Registry(models), controlplane=SimpleNamespace(tiers=lambda name: {"name": name, "tiers": []})
+        config=SimpleNamespace(server=ServerConfig()),
+        registry=Registry(models),
+        controlplane=SimpleNamespace(tiers=lambda name: {"name": name, "tiers": []}),
     )
     nowhere = Address("127.0.0.1", 1)
 

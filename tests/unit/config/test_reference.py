@@ -27,6 +27,10 @@ EXAMPLE_FILES = (
     "data/sentences_evaluation.jsonl",
     "data/boots_calibration.npz",
     "data/boots_evaluation.npz",
+    "tls/server.crt",
+    "tls/server.key",
+    "tls/clients.crt",
+    "tls/tokens",
 )
 
 

@@ -14,6 +14,7 @@ from serveprune.errors import (
     NotFound,
     ResourceExhausted,
     ServePruneError,
+    Unauthenticated,
     Unavailable,
     Unimplemented,
 )
@@ -32,6 +33,7 @@ from serveprune.frontends.http.errors import (
     [
         (InvalidArgument("x"), 400),
         (ConfigError(["x"]), 400),
+        (Unauthenticated("x"), 401),
         (NotFound("x"), 404),
         (NoSuchPath("x"), 404),
         (MethodNotAllowed("x", allowed=("GET",)), 405),
@@ -86,3 +88,7 @@ def test_wrong_method_hears_the_right_ones() -> None:
 
 def test_slow_client_is_cut_off() -> None:
     assert headers_of(BodyTimeout("x")) == [(b"connection", b"close")]
+
+
+def test_refusal_for_want_of_a_token_names_the_scheme() -> None:
+    assert headers_of(Unauthenticated("x")) == [(b"www-authenticate", b"Bearer")]

@@ -59,3 +59,13 @@ def test_table_is_bounded_when_no_head_comes_twice() -> None:
     for number in range(100):
         assert heads.find(HEAD.replace(b"a", b"%d" % number)) == (None, None)
         assert len(heads._known) <= 4
+
+
+def test_head_is_forgotten_when_what_let_it_in_has_changed() -> None:
+    heads = KnownHeads()
+    for _ in range(2):
+        heads.find(HEAD)
+    heads.learn(HEAD, ROUTE, HEADERS)
+    heads.forget()
+
+    assert heads.find(HEAD + b"{}") == (None, None)
