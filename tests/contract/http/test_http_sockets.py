@@ -180,7 +180,7 @@ def test_offer_of_http2_behind_a_request_does_not_start_that_one_again() -> None
 def test_idle_connection_is_closed_also_when_it_was_answered_before_its_body_came(
     monkeypatch: pytest.MonkeyPatch, pause_seconds: float
 ) -> None:
-    monkeypatch.setattr("serveprune.frontends.http.server._KEEP_ALIVE_SECONDS", 0.2)
+    monkeypatch.setattr("serveprune.frontends.http.endpoint._KEEP_ALIVE_SECONDS", 0.2)
     with serve() as served, served.connect() as connection:
         request = post("/v2/nothing", b"{}")
         connection.sendall(request[:-2])
