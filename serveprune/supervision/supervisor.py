@@ -21,6 +21,7 @@ from serveprune.observability import metrics as series
 from serveprune.observability.metrics import Metrics
 from serveprune.observability.process_totals import ProcessTotals
 from serveprune.observability.shared_values import MergedCollector, forget_gauges, values_shared
+from serveprune.rollouts.rollouts import Rollouts
 from serveprune.server import Endpoints
 from serveprune.serving.report import count_build
 from serveprune.supervision.division import config_of_one_process
@@ -71,7 +72,12 @@ class Supervisor:
 
     One thread starts processes, reads what they say, and waits for their ends. It lives as long as they do: the
     kernel tells a child that its parent died when the thread dies that started it.
+
+    Attributes:
+        rollouts: None run with several processes yet.
     """
+
+    rollouts: Rollouts | None = None
 
     def __init__(
         self,
@@ -135,6 +141,9 @@ class Supervisor:
                 child.standing = None
                 child.channel.send(Apply(config=config_of_one_process(self._config)))
         self._builds.cancel_unless(lambda request: request.is_wanted_by(config))
+
+    def look_now(self) -> None:
+        """See `Server.look_now`."""
 
     def stop(self, *, drain_seconds: float | None = None) -> bool:
         """Have all processes drain at the same time, end builds, and release everything; idempotent.

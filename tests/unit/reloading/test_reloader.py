@@ -183,7 +183,8 @@ def test_rejection_says_of_what_kind_it_is(
 
 
 def test_nothing_is_applied_once_it_was_stopped_and_what_is_under_way_is_awaited(reloading: Reloading) -> None:
-    may_end, order = threading.Event(), []
+    may_end = threading.Event()
+    order: list[str] = []
 
     def apply(config: ServePruneConfig) -> None:
         reloading.was_applied.set()
@@ -201,7 +202,12 @@ def test_nothing_is_applied_once_it_was_stopped_and_what_is_under_way_is_awaited
     asking = threading.Thread(target=reloader.reload)
     asking.start()
     assert reloading.was_applied.wait(20)
-    stopping = threading.Thread(target=lambda: (reloader.stop(), order.append("stopped")))
+
+    def stop() -> None:
+        reloader.stop()
+        order.append("stopped")
+
+    stopping = threading.Thread(target=stop)
     stopping.start()
     may_end.set()
     stopping.join()
