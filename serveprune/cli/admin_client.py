@@ -7,9 +7,11 @@ from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
+from urllib.parse import urlsplit
 
 import typer
 
+from serveprune.administration.admin_server import is_loopback
 from serveprune.cli.client import HttpClient
 from serveprune.cli.credentials import credentials
 from serveprune.errors import InvalidArgument, ServePruneError
@@ -43,7 +45,7 @@ def admin_client(
     key: Path | None,
     environment: Mapping[str, str] = os.environ,
 ) -> HttpClient:
-    """Return a client of the admin API at a URL.
+    """Return a client of the admin API at a URL; warn where the token can be read on the way.
 
     Raises:
         InvalidArgument: There is no token, or an option says nothing that could be used.
@@ -51,7 +53,13 @@ def admin_client(
     given = credentials(token_file=token_file, ca_file=ca_file, cert=cert, key=key)
     if given.token is None:
         given = replace(given, token=_token_of(environment))
-    return HttpClient(url, credentials=given)
+    client = HttpClient(url, credentials=given)
+    parts = urlsplit(url if "//" in url else f"http://{url}")
+    if parts.scheme == "http" and not is_loopback(parts.hostname or ""):
+        typer.echo(
+            f"warning: the token goes to {parts.hostname} in plain text; use https:// where there is TLS", err=True
+        )
+    return client
 
 
 def this_operator(environment: Mapping[str, str] = os.environ) -> str:

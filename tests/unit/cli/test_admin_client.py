@@ -35,3 +35,23 @@ def test_operator_is_this_user_at_this_host() -> None:
     user, _, host = this_operator().partition("@")
     assert user
     assert host
+
+
+@pytest.mark.parametrize(
+    ("url", "is_warned_of"),
+    [
+        ("http://127.0.0.1:8083", False),
+        ("localhost:8083", False),
+        ("http://[::1]:8083", False),
+        ("https://serve.example.org:8083", False),
+        ("http://serve.example.org:8083", True),
+        ("10.0.0.1:8083", True),
+    ],
+)
+def test_token_in_plain_text_to_another_machine_is_warned_of(
+    url: str, is_warned_of: bool, capsys: pytest.CaptureFixture[str]
+) -> None:
+    admin_client(url, token_file=None, environment={"SERVEPRUNE_ADMIN_TOKEN": TOKEN}, **NOTHING)
+    said = capsys.readouterr().err
+    assert ("in plain text" in said) is is_warned_of
+    assert TOKEN not in said
