@@ -57,6 +57,10 @@ def check_secrets(config: ServePruneConfig, *, environment: Mapping[str, str] = 
         checks.append(partial(watched_certificate, server.tls))
     if server.tokens is not None:
         checks.append(partial(watched_tokens, server.tokens, environment=environment))
+    if server.admin is not None:
+        checks.append(
+            partial(watched_tokens, server.admin.tokens, environment=environment, setting="server.admin.tokens")
+        )
     problems = []
     for check in checks:
         try:

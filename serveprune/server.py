@@ -195,6 +195,11 @@ class Server:
         self._deploy(config, effective)
         self._router.keep_only(effective)
 
+    def look_now(self) -> None:
+        """Have requests spread as the rollouts say now, rather than at their next look."""
+        if self._driver is not None:
+            self._driver.look_now()
+
     def _deploy(self, config: ServePruneConfig, models: Iterable[Model]) -> None:
         """Spread the traffic of models as the config says."""
         deployments = {name: config.deployment(name) for name in config.models}

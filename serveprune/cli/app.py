@@ -12,6 +12,7 @@ from serveprune.cli.demo import demo
 from serveprune.cli.infer import infer
 from serveprune.cli.lottery import lottery
 from serveprune.cli.plan import plan
+from serveprune.cli.rollout import rollout_app
 from serveprune.cli.sensitivity import sensitivity
 from serveprune.cli.serve import serve
 from serveprune.cli.tiers import tiers
@@ -39,7 +40,12 @@ app.command()(lottery)
 app.command()(tiers)
 app.command()(infer)
 app.add_typer(cache_app, name="cache", help="Look at the artifact store and keep it tidy.")
-app.add_typer(config_app, name="config", help="Check a configuration, compare two, or print the JSON Schema.")
+app.add_typer(
+    config_app,
+    name="config",
+    help="Check a configuration, compare two, have a server read its own, or print the schema.",
+)
+app.add_typer(rollout_app, name="rollout", help="See how canaries of a running server stand, and move them.")
 app.command()(demo)
 
 

@@ -41,12 +41,12 @@ def show_changes(changes: ConfigChanges, console: Console) -> None:
         console.print(Text(title, style="bold"))
         for change in group:
             mark, style = _MARKS[change.kind]
-            console.print(_line(Text(mark, style=style), _word(change.consequence), _said(change)))
+            console.print(_line(Text(mark, style=style), consequence_word(change.consequence), _said(change)))
         console.print()
     count = len(changes.changes)
     console.print(Text(f"{count} {'change' if count == 1 else 'changes'}, in a running server:", style="bold"))
     for consequence, text in _summary(changes):
-        console.print(_line(_word(consequence), Text(text)))
+        console.print(_line(consequence_word(consequence), Text(text)))
 
 
 def _owner(path: KeyPath) -> KeyPath:
@@ -64,7 +64,8 @@ def _line(*cells: Text) -> Padding:
     return Padding(line, (0, 0, 0, 2), expand=False)
 
 
-def _word(consequence: Consequence) -> Text:
+def consequence_word(consequence: Consequence) -> Text:
+    """Return what a change takes, in a word."""
     word, style = _WORDS[consequence]
     return Text(f"{word:7}", style=style)
 

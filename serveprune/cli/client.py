@@ -1,4 +1,4 @@
-"""A small Open Inference Protocol client over HTTP and gRPC, for `infer`, `tiers` and the self-test."""
+"""A small Open Inference Protocol client over HTTP and gRPC, for the commands that ask a server, and the self-test."""
 
 import http.client
 import json
@@ -39,7 +39,17 @@ class Answer:
 
 
 class ServerError(ServePruneError):
-    """The server answered with an error; the message is the server's own."""
+    """The server answered with an error; the message is the server's own.
+
+    Attributes:
+        status: Of HTTP.
+        body: Of an answer over HTTP.
+    """
+
+    def __init__(self, message: str, *, status: int | None = None, body: bytes = b"") -> None:
+        super().__init__(message)
+        self.status = status
+        self.body = body
 
 
 class Client(Protocol):
@@ -133,7 +143,7 @@ class HttpClient:
         finally:
             connection.close()
         if response.status != http.HTTPStatus.OK:
-            raise ServerError(f"HTTP {response.status}: {_error_text(answer)}")
+            raise ServerError(f"HTTP {response.status}: {_error_text(answer)}", status=response.status, body=answer)
         return answer, response.headers
 
     def _connection(self) -> http.client.HTTPConnection:

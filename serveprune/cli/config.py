@@ -8,6 +8,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from serveprune.cli.config_diff import diff
+from serveprune.cli.config_reload import config_reload
 from serveprune.config.loading import load_config
 from serveprune.config.root import ServePruneConfig
 from serveprune.config.schema import config_schema
@@ -48,6 +49,7 @@ def schema() -> None:
 
 
 config_app.command()(diff)
+config_app.command("reload")(config_reload)
 
 
 def _judged(path: Path) -> tuple[ServePruneConfig | None, list[str]]:

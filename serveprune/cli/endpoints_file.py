@@ -6,12 +6,15 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from serveprune.administration.admin_server import AdminEndpoints
 from serveprune.errors import FailedPrecondition
 from serveprune.server import Endpoints
 
 
 @contextmanager
-def endpoints_announced(endpoints: Endpoints, file: Path | None) -> Iterator[None]:
+def endpoints_announced(
+    endpoints: Endpoints, file: Path | None, *, admin: AdminEndpoints | None = None
+) -> Iterator[None]:
     """Keep the addresses in a JSON file while the context lasts; whoever waits for it never sees half of it.
 
     Raises:
@@ -21,6 +24,8 @@ def endpoints_announced(endpoints: Endpoints, file: Path | None) -> Iterator[Non
         yield
         return
     addresses = {"http": str(endpoints.http), "grpc": str(endpoints.grpc), "metrics": str(endpoints.metrics)}
+    if admin is not None:
+        addresses |= {"admin_http": str(admin.http), "admin_grpc": str(admin.grpc)}
     unfinished = file.with_name(f"{file.name}.{os.getpid()}")
     try:
         unfinished.write_text(json.dumps(addresses), encoding="utf-8")

@@ -1,5 +1,6 @@
 """What `serve` and `demo` share: start, show the builds, test or keep serving, drain."""
 
+import os
 import sys
 import time
 from collections.abc import Callable
@@ -9,6 +10,7 @@ from typing import Any, Protocol
 from rich.console import Console
 from rich.markup import escape
 
+from serveprune.administration.admin_server import AdminEndpoints, AdminServer
 from serveprune.artifacts.builder import BuildProgress
 from serveprune.cli.client import url_of
 from serveprune.cli.console import progress_display
@@ -24,6 +26,7 @@ from serveprune.observability.metrics import Metrics
 from serveprune.preflight import check_datasets, check_packages, check_secrets
 from serveprune.reloading.config_file import ConfigFile
 from serveprune.reloading.reloader import Reloader
+from serveprune.rollouts.rollouts import Rollouts
 from serveprune.routing.tier_selection import QUALIFIER
 from serveprune.server import Endpoints, ReloadSignal, Server, StopSignals, artifact_builder
 from serveprune.supervision.supervisor import Supervisor
@@ -49,6 +52,15 @@ class Served(Protocol):
     @property
     def metrics(self) -> Metrics:
         """Its own series; there once it has started."""
+        ...
+
+    @property
+    def rollouts(self) -> Rollouts | None:
+        """Those that it runs; ``None`` where none can run."""
+        ...
+
+    def look_now(self) -> None:
+        """Have requests spread as the rollouts say now; see `Server.look_now`."""
         ...
 
     def apply(self, config: ServePruneConfig) -> None:
@@ -83,6 +95,8 @@ class OneProcess:
         self.stop = self._server.stop
         self.apply = self._server.apply
         self.metrics = self._server.metrics
+        self.rollouts = self._server.rollouts
+        self.look_now = self._server.look_now
         self.wait_settled = self._server.controlplane.wait_settled
 
     def tiers(self) -> list[dict[str, Any]]:
@@ -131,11 +145,14 @@ def run(
     reloader = Reloader(
         file, config, read=read, apply=served.apply, metrics=served.metrics, is_asked=reload_signal.take
     )
-    if not check:
-        reloader.start()
+    admin = None
     try:
-        with endpoints_announced(endpoints, endpoints_file):
-            _show_start(served, config, endpoints, stop_signals=stop_signals, console=console)
+        admin = _admin_server(config, served, reloader) if not check else None
+        admin_endpoints = admin.start() if admin is not None else None
+        if not check:
+            reloader.start()
+        with endpoints_announced(endpoints, endpoints_file, admin=admin_endpoints):
+            _show_start(served, config, endpoints, admin=admin_endpoints, stop_signals=stop_signals, console=console)
             exit_code = 0
             if stop_signals.received:
                 exit_code = _verdict(["stopped by a signal before every tier was tested"], console) if check else 0
@@ -147,11 +164,33 @@ def run(
                     _wait(served, stop_signals)
                     console.print("stopping: answering what is in flight")
     except BaseException:
-        reloader.stop()
+        _stop_changes(admin, reloader)
         served.stop()
         raise
-    reloader.stop()
+    _stop_changes(admin, reloader)
     return leave(served, exit_code=exit_code)
+
+
+def _admin_server(config: ServePruneConfig, served: Served, reloader: Reloader) -> AdminServer | None:
+    server = config.server
+    if server.admin is None:
+        return None
+    return AdminServer(
+        server.admin,
+        served,
+        reloader,
+        server=server,
+        store=config.store.path,
+        metrics=served.metrics,
+        environment=os.environ,
+    )
+
+
+def _stop_changes(admin: AdminServer | None, reloader: Reloader) -> None:
+    """Have nobody change any more what is about to end."""
+    if admin is not None:
+        admin.stop()
+    reloader.stop()
 
 
 def _served(config: ServePruneConfig) -> Served:
@@ -173,14 +212,23 @@ def with_addresses(config: ServePruneConfig, **addresses: str | None) -> ServePr
 
 
 def _show_start(
-    served: Served, config: ServePruneConfig, endpoints: Endpoints, *, stop_signals: StopSignals, console: Console
+    served: Served,
+    config: ServePruneConfig,
+    endpoints: Endpoints,
+    *,
+    admin: AdminEndpoints | None,
+    stop_signals: StopSignals,
+    console: Console,
 ) -> None:
     """Say where the server listens, follow its builds, and at last print the table of tiers."""
-    # One line, whatever the width of a terminal that is not there.
-    console.print(
-        f"HTTP {url_of(config.server, endpoints)}  gRPC {endpoints.grpc}  metrics http://{endpoints.metrics}/metrics",
-        soft_wrap=True,
+    listens = (
+        f"HTTP {url_of(config.server, endpoints)}  gRPC {endpoints.grpc}  metrics http://{endpoints.metrics}/metrics"
     )
+    if admin is not None:
+        scheme = "http" if config.server.tls is None else "https"
+        listens += f"  admin {scheme}://{admin.http} gRPC {admin.grpc}"
+    # One line, whatever the width of a terminal that is not there.
+    console.print(listens, soft_wrap=True)
     finished: set[str] = set()
     with progress_display(console) as display:
         settled = False

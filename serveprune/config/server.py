@@ -93,6 +93,24 @@ class StoreConfig(ConfigModel):
     )
 
 
+class AdminConfig(ConfigModel):
+    """The admin API, which reloads the config and moves rollouts on: docs/admin.md. With `tls` it is encrypted, too."""
+
+    http: ListenAddress = Field(
+        default=Address("127.0.0.1", 8083),
+        description="The admin API over HTTP. Port 0: any free one.",
+        json_schema_extra={"default": "127.0.0.1:8083"},
+    )
+    grpc: ListenAddress = Field(
+        default=Address("127.0.0.1", 8084),
+        description="The admin API over gRPC. Port 0: any free one.",
+        json_schema_extra={"default": "127.0.0.1:8084"},
+    )
+    tokens: Annotated[TokensConfig, NeverEmpty] = Field(
+        description="Tokens of operators, of which each call has to show one; other ones than those of clients."
+    )
+
+
 class ServerConfig(ConfigModel):
     """Front ends, executors, and the limits that protect them."""
 
@@ -117,6 +135,9 @@ class ServerConfig(ConfigModel):
     tokens: Annotated[TokensConfig | None, NeverEmpty] = Field(
         default=None,
         description="Tokens of which a client has to send one as `authorization: Bearer ...`. Default: none is needed.",
+    )
+    admin: Annotated[AdminConfig | None, NeverEmpty] = Field(
+        default=None, description="The admin API, on ports of its own. Default: there is none."
     )
     processes: WholeNumber = Field(
         default=1,

@@ -13,7 +13,7 @@ from serveprune.frontends.watched_files import Contents, WatchedFiles, read_file
 TOKENS = "tokens"
 """Name of the tokens in logs and metrics."""
 
-_FILE_SETTING = "server.tokens.file"
+_SETTING = "server.tokens"
 _MIN_CHARACTERS = 16
 _MAX_CHARACTERS = 4096
 _MAX_TOKENS = 1024
@@ -77,24 +77,33 @@ def shown_in_metadata(metadata: Iterable[tuple[str, str | bytes]]) -> list[bytes
     ]
 
 
-def watched_tokens(config: TokensConfig, *, environment: Mapping[str, str]) -> WatchedFiles[TokenSet]:
+def watched_tokens(
+    config: TokensConfig, *, environment: Mapping[str, str], setting: str = _SETTING, name: str = TOKENS
+) -> WatchedFiles[TokenSet]:
     """Read the tokens that count, from wherever the config says.
+
+    Args:
+        config: Says where.
+        environment: Holds the variable that it names.
+        setting: Where the config stands, for messages.
+        name: Of these tokens, in logs and metrics.
 
     Raises:
         FailedPrecondition: There are none, or something stands there that can be none.
     """
-    said = _of_environment(config, environment)
+    said = _of_environment(config, environment, setting=setting)
+    file_setting = f"{setting}.file"
 
     def token_set(contents: Contents) -> TokenSet:
         found = dict.fromkeys(said)
         for file, content in contents.items():
-            found |= dict.fromkeys(parse_tokens(content, where=f"{_FILE_SETTING}: {file}"))
+            found |= dict.fromkeys(parse_tokens(content, where=f"{file_setting}: {file}"))
         if len(found) > _MAX_TOKENS:
-            raise FailedPrecondition(f"server.tokens: expected at most {_MAX_TOKENS} tokens, got {len(found)}")
+            raise FailedPrecondition(f"{setting}: expected at most {_MAX_TOKENS} tokens, got {len(found)}")
         return TokenSet(tuple(hashlib.sha256(token).digest() for token in found))
 
-    files = {config.file: _FILE_SETTING} if config.file is not None else {}
-    return WatchedFiles(files, token_set, name=TOKENS)
+    files = {config.file: file_setting} if config.file is not None else {}
+    return WatchedFiles(files, token_set, name=name)
 
 
 def any_token(config: TokensConfig, *, environment: Mapping[str, str]) -> str:
@@ -103,18 +112,19 @@ def any_token(config: TokensConfig, *, environment: Mapping[str, str]) -> str:
     Raises:
         FailedPrecondition: As for `watched_tokens`.
     """
-    found = _of_environment(config, environment)
+    found = _of_environment(config, environment, setting=_SETTING)
     if not found and config.file is not None:
-        (content,) = read_files({config.file: _FILE_SETTING}).values()
-        found = parse_tokens(content, where=f"{_FILE_SETTING}: {config.file}")
+        setting = f"{_SETTING}.file"
+        (content,) = read_files({config.file: setting}).values()
+        found = parse_tokens(content, where=f"{setting}: {config.file}")
     return found[0].decode("ascii")
 
 
-def _of_environment(config: TokensConfig, environment: Mapping[str, str]) -> list[bytes]:
+def _of_environment(config: TokensConfig, environment: Mapping[str, str], *, setting: str) -> list[bytes]:
     if config.environment is None:
         return []
     # Not named in the message: what was written there may be a token itself.
-    where = "server.tokens.environment"
+    where = f"{setting}.environment"
     text = environment.get(config.environment)
     if text is None:
         raise FailedPrecondition(f"{where}: expected the name of a variable that is set, got one that is not; set it")

@@ -40,8 +40,12 @@ class ServerCertificate:
     context: ssl.SSLContext = field(repr=False)
 
 
-def watched_certificate(config: TlsConfig) -> WatchedFiles[ServerCertificate]:
+def watched_certificate(config: TlsConfig, *, name: str = CERTIFICATE) -> WatchedFiles[ServerCertificate]:
     """Read the files of a server's certificate.
+
+    Args:
+        config: Names them.
+        name: Of what is read, in logs and metrics.
 
     Raises:
         FailedPrecondition: One cannot be read, or they do not belong together.
@@ -49,7 +53,7 @@ def watched_certificate(config: TlsConfig) -> WatchedFiles[ServerCertificate]:
     files = {config.certificate_file: "server.tls.certificate_file", config.key_file: "server.tls.key_file"}
     if config.client_ca_file is not None:
         files[config.client_ca_file] = "server.tls.client_ca_file"
-    return WatchedFiles(files, lambda contents: server_certificate(config, contents), name=CERTIFICATE)
+    return WatchedFiles(files, lambda contents: server_certificate(config, contents), name=name)
 
 
 def server_certificate(config: TlsConfig, contents: Contents) -> ServerCertificate:

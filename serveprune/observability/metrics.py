@@ -169,7 +169,7 @@ SECURITY_RELOADS = Metric(
     "serveprune_security_reloads_total",
     "counter",
     "Changes on disk of the certificate or the tokens, by whether the new one was taken or refused, so that the old "
-    "one stays; of each serving process.",
+    "one stays; of each serving process, and of the admin API (`admin_certificate`, `admin_tokens`).",
     ("kind", "outcome"),
 )
 CONFIG_RELOAD_SUCCESSFUL = Metric(
@@ -220,6 +220,13 @@ ROLLOUT_CHANGES = Metric(
     "counter",
     "What happened to rollouts: canary_ready, canary_not_ready, step, paused, resumed, promoted, aborted.",
     ("model", "kind"),
+)
+ADMIN_REQUESTS = Metric(
+    "serveprune_admin_requests_total",
+    "counter",
+    "Requests to the admin API, by what they asked for (`unknown`: nothing that there is, or without a token that "
+    "counts) and the status code (OK or an error code).",
+    ("operation", "code"),
 )
 PROCESSES = Metric("serveprune_processes", "gauge", "Serving processes that listen.", (), merge="sum")
 PROCESS_RESTARTS = Metric(

@@ -11,7 +11,7 @@ from serveprune.config.changes import Change, ConfigChanges, config_changes
 from serveprune.config.differences import DifferenceKind
 from serveprune.config.root import ServePruneConfig
 from serveprune.config.value_text import changed_texts, value_text
-from serveprune.errors import ConfigError, ServePruneError
+from serveprune.errors import Code, ConfigError, ServePruneError, Unavailable
 from serveprune.observability import metrics as series
 from serveprune.observability.metrics import Metrics
 from serveprune.preflight import check_datasets, check_packages
@@ -39,12 +39,14 @@ class Reload:
         ended: Seconds since the epoch.
         changes: What differs from the config that was served until then; none if the file cannot be read.
         problems: Why it was rejected, one line each; the config that was served goes on.
+        code: Of what kind they are; ``None`` if there are none.
     """
 
     outcome: ReloadOutcome
     ended: float
     changes: ConfigChanges = _NOTHING
     problems: tuple[str, ...] = ()
+    code: Code | None = None
 
 
 class Reloader:
@@ -93,17 +95,28 @@ class Reloader:
         self._thread.start()
 
     def stop(self) -> None:
-        """Watch it no longer; idempotent. What is being applied is applied first."""
+        """Watch it no longer, and apply nothing any more; idempotent. What is being applied is applied first."""
         self._stopped.set()
         if self._thread.is_alive():
             self._thread.join()
+        with self._reloading:
+            pass
 
     def reload(self) -> Reload:
-        """Read the file again, and serve what it says if nothing is wrong with it."""
+        """Read the file again, and serve what it says if nothing is wrong with it.
+
+        Raises:
+            Unavailable: The server is shutting down.
+        """
         with self._reloading:
-            self._file.mark_read()
-            done = self._attempt()
-            self.last = done
+            if self._stopped.is_set():
+                raise Unavailable("the server is shutting down")
+            return self._reload()
+
+    def _reload(self) -> Reload:
+        self._file.mark_read()
+        done = self._attempt()
+        self.last = done
         self._show(done)
         return done
 
@@ -111,7 +124,8 @@ class Reloader:
         while not self._stopped.wait(_LOOK_SECONDS):
             has_changed = self._file.has_changed()
             if self._is_asked() or has_changed:
-                self.reload()
+                with self._reloading:
+                    self._reload()
 
     def _attempt(self) -> Reload:
         found = _NOTHING
@@ -123,31 +137,33 @@ class Reloader:
                 self._apply(config)
                 self.config = config
         except ConfigError as error:
-            return self._rejected(found, tuple(error.problems))
+            # A server in another state could take it on.
+            code = Code.FAILED_PRECONDITION if found.needing_restart else error.code
+            return self._rejected(found, tuple(error.problems), code)
         except ServePruneError as error:
-            return self._rejected(found, (error.message,))
+            return self._rejected(found, (error.message,), error.code)
         except Exception:  # the thread must go on, and the server as it is
             _log.exception("unexpected failure while the config was read again")
-            return self._rejected(found, ("unexpected failure; see the server's log",))
+            return self._rejected(found, ("unexpected failure; see the server's log",), Code.INTERNAL)
         if not found:
             _log.info("config read again: nothing has changed")
             return Reload(ReloadOutcome.UNCHANGED, self._clock())
         for change in found.changes:
-            _log.info("config: %s", _in_words(change))
+            _log.info("config: %s", change_in_words(change))
         return Reload(ReloadOutcome.APPLIED, self._clock(), found)
 
     def _check(self, config: ServePruneConfig, found: ConfigChanges) -> None:
         expected = "expected as it was while the server runs; restart it to apply this"
         if found.needing_restart:
-            raise ConfigError([f"{_in_words(change)}: {expected}" for change in found.needing_restart])
+            raise ConfigError([f"{change_in_words(change)}: {expected}" for change in found.needing_restart])
         problems = [*check_packages(config), *check_datasets(config)] if found else []
         if problems:
             raise ConfigError(problems)
 
-    def _rejected(self, found: ConfigChanges, problems: tuple[str, ...]) -> Reload:
+    def _rejected(self, found: ConfigChanges, problems: tuple[str, ...], code: Code) -> Reload:
         for problem in problems:
             _log.error("config not applied: %s", problem)
-        return Reload(ReloadOutcome.REJECTED, self._clock(), found, problems)
+        return Reload(ReloadOutcome.REJECTED, self._clock(), found, problems, code)
 
     def _show(self, done: Reload) -> None:
         is_good = done.outcome is not ReloadOutcome.REJECTED
@@ -156,7 +172,8 @@ class Reloader:
             self._metrics.gauge(series.CONFIG_RELOAD_SECONDS).set(done.ended)
 
 
-def _in_words(change: Change) -> str:
+def change_in_words(change: Change) -> str:
+    """Return where something changed, and from what to what, as one line."""
     path = ".".join(map(str, change.path))
     match change.kind:
         case DifferenceKind.ADDED:

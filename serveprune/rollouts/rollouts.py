@@ -1,19 +1,18 @@
 """All canaries of one server."""
 
-import json
 import logging
 import threading
 import time
 from collections import deque
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 from serveprune.config.deployment import DeploymentConfig
 from serveprune.errors import NotFound
 from serveprune.observability import metrics as series
+from serveprune.observability.audit_log import AUDIT_FILE, AuditEvent, AuditLog
 from serveprune.observability.metrics import Metrics
 from serveprune.rollouts.canary import Canary
 from serveprune.rollouts.identity import rollout_identity
@@ -22,11 +21,9 @@ from serveprune.rollouts.state_file import StateFile
 from serveprune.rollouts.window import Counts
 
 _log = logging.getLogger(__name__)
-_audit = logging.getLogger("serveprune.audit")
 
 _REMEMBERED_CHANGES = 200
 _FOLDER = "rollouts"
-_AUDIT_FILE = "audit.jsonl"
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,11 +48,12 @@ class Rollouts:
         """Begin without any.
 
         Args:
-            store: The artifact store's folder; states are kept in it.
+            store: The artifact store's folder; states and the audit log are kept in it.
             metrics: Shows how they stand.
             clock: Monotonic seconds.
         """
         self._folder = store / _FOLDER
+        self.audit = AuditLog(store / AUDIT_FILE)
         self._metrics = metrics
         self._clock = clock
         self._lock = threading.RLock()
@@ -137,23 +135,20 @@ class Rollouts:
 
     def _note(self, model: str, change: Change) -> None:
         """Put a change into the audit log, the server's log and the series."""
-        line = {
-            "time": datetime.now(UTC).isoformat(timespec="milliseconds"),
-            "model": model,
-            "kind": str(change.kind),
-            "text": change.text,
-            "canary_percent": change.canary_percent,
-            "who": change.who,
-        }
+        line = self.audit.add(
+            AuditEvent.ROLLOUT,
+            {
+                "model": model,
+                "kind": str(change.kind),
+                "text": change.text,
+                "canary_percent": change.canary_percent,
+                "who": change.who,
+            },
+        )
         self._changes.append(line)
         level = logging.WARNING if change.kind is ChangeKind.ABORTED else logging.INFO
         _log.log(level, "rollout of %s: %s", model, change.text)
         self._metrics.counter(series.ROLLOUT_CHANGES, model, change.kind).inc()
-        try:
-            with (self._folder / _AUDIT_FILE).open("a", encoding="utf-8") as file:
-                file.write(json.dumps(line) + "\n")
-        except OSError as error:
-            _log.error("the audit log cannot be written: %s; lost: %s", error.strerror, json.dumps(line))
 
     def _show(self, model: str, weights: Weights, canary: Canary | None) -> None:
         self._metrics.gauge(series.ROLLOUT_WEIGHT, model).set(weights.canary_percent / 100)

@@ -76,6 +76,9 @@ class Supervisor:
 
     One thread starts processes, reads what they say, and waits for their ends. It lives as long as they do: the
     kernel tells a child that its parent died when the thread dies that started it.
+
+    Attributes:
+        rollouts: Of all processes; there once it has started.
     """
 
     def __init__(
@@ -112,7 +115,7 @@ class Supervisor:
         self._builds: SharedBuilds | None = None
         self._folder = Path()
         self._observations = Observations()
-        self._rollouts: Rollouts | None = None
+        self.rollouts: Rollouts | None = None
         self._driver: RolloutDriver | None = None
 
     def start(self) -> Endpoints:
@@ -151,10 +154,10 @@ class Supervisor:
 
     def _deploy(self) -> None:
         """Have the rollouts of the config."""
-        assert self._rollouts is not None
+        assert self.rollouts is not None
         deployments = {name: self._config.deployment(name) for name in self._config.models}
         self._observations.deploy(deployments)
-        self._rollouts.deploy(deployments)
+        self.rollouts.deploy(deployments)
 
     def _spread(self, model: str, percent: int, artifact: str | None) -> None:
         """Tell all processes how to spread the requests of a model; one that is new needs it, too."""
@@ -164,6 +167,11 @@ class Supervisor:
                 if child.spread.get(model) != order:
                     child.spread[model] = order
                     child.channel.send(order)
+
+    def look_now(self) -> None:
+        """See `Server.look_now`."""
+        if self._driver is not None:
+            self._driver.look_now()
 
     def stop(self, *, drain_seconds: float | None = None) -> bool:
         """Have all processes drain at the same time, end builds, and release everything; idempotent.
@@ -242,8 +250,8 @@ class Supervisor:
         self._folder = held.enter_context(series_folder())
         held.enter_context(values_shared(self._folder, process=_OWN_NAME))
         self._metrics = Metrics()
-        self._rollouts = Rollouts(self._config.store.path, self._metrics)
-        self._driver = RolloutDriver(self._rollouts, observe=self._observations.take, obey=self._spread)
+        self.rollouts = Rollouts(self._config.store.path, self._metrics)
+        self._driver = RolloutDriver(self.rollouts, observe=self._observations.take, obey=self._spread)
         self._deploy()
         self._builds = SharedBuilds(self._builder, on_ended=self._count_build)
         endpoint = MetricsEndpoint(self._registry())

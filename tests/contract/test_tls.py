@@ -159,7 +159,7 @@ def test_reader_that_stops_in_an_answer_is_cut_off(
 
 
 def open_connections(served: Secured) -> int:
-    server: Any = served.http._server
+    server: Any = served.http._endpoint._server
     return len(server.server_state.connections) + len(server._encrypted.handshakes)
 
 
@@ -271,7 +271,7 @@ def test_stop_does_not_wait_for_idle_clients(issued: Issued, authority: Authorit
     served = Secured(tls=tls_of(issued))
     with served.connect(authority.certificate) as idle, served.connect_plain():
         assert numbers(ask(idle)) == [1]
-        server: Any = served.http._server
+        server: Any = served.http._endpoint._server
         served.http.stop(drain_seconds=600)
         assert not server.server_state.connections
         assert is_closed(idle)

@@ -226,3 +226,24 @@ def test_check_secrets_reports_certificate_and_tokens_at_once(folder: Path) -> N
 
     file.write_text("models: {m: {source: {onnx: doubling.onnx}}}\n")
     assert check_secrets(load_config(file), environment={}) == []
+
+
+@pytest.mark.parametrize(
+    ("environment", "problem"),
+    [
+        ({"TOKEN": "long-enough-for-a-token"}, None),
+        ({}, "server.admin.tokens.environment: expected the name of a variable that is set"),
+        ({"TOKEN": ""}, "server.admin.tokens.environment: expected at least one token, got none"),
+        ({"TOKEN": "too-brief"}, "server.admin.tokens.environment: line 1: expected a token of 16"),
+    ],
+)
+def test_check_secrets_reports_tokens_of_operators_that_are_none(
+    folder: Path, environment: dict[str, str], problem: str | None
+) -> None:
+    file = folder / "serveprune.yaml"
+    server = "{admin: {tokens: {environment: TOKEN}}}"
+    file.write_text(f"server: {server}\nmodels: {{m: {{source: {{onnx: doubling.onnx}}}}}}\n")
+    found = check_secrets(load_config(file), environment=environment)
+    assert len(found) == (problem is not None)
+    assert problem is None or found[0].startswith(problem)
+    assert "too-brief" not in "".join(found)

@@ -39,6 +39,7 @@ class UnaryMethods:
         pool: ThreadPoolExecutor,
         on_rejected: Callable[[Code], None] = lambda code: None,
         authorization: Authorization | None = None,
+        on_refused: Callable[[ServicerContext, ServePruneError], None] = lambda context, refusal: None,
     ) -> RpcMethodHandler:
         """Return the handler of a method.
 
@@ -48,6 +49,7 @@ class UnaryMethods:
             pool: Runs the calls.
             on_rejected: Told the code of each call whose message never came or is none.
             authorization: Judges who may call; without one everybody may.
+            on_refused: Told of each call that may not be answered.
         """
 
         def behaviour(messages: Iterator[bytes], context: ServicerContext) -> bytes:
@@ -61,6 +63,7 @@ class UnaryMethods:
                 # it still sends.
                 refusal = authorization.refusal(shown_in_metadata(context.invocation_metadata()))
                 if refusal is not None:
+                    on_refused(context, refusal)
                     on_rejected(refusal.code)
                     return abort(context, refusal)
             try:

@@ -1,6 +1,6 @@
 import asyncio
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Protocol
 
 import httptools
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
@@ -9,7 +9,6 @@ from serveprune.errors import InvalidArgument, ServePruneError, Unavailable
 from serveprune.frontends.http.asgi import Header
 from serveprune.frontends.http.deadline import Deadline
 from serveprune.frontends.http.direct_exchange import DirectExchange
-from serveprune.frontends.http.direct_inference import DirectInference
 from serveprune.frontends.http.errors import BodyTimeout, HeadersTooLarge, UrlTooLong
 from serveprune.frontends.http.reply import Reply, error_reply
 
@@ -38,6 +37,30 @@ class ConnectionLimits:
     keep_alive_seconds: float
 
 
+class DirectAnswers(Protocol):
+    """Finds the requests that need not go through ASGI."""
+
+    def exchange(self, connection: "Connection", *, new_head: bytes | None) -> DirectExchange | None:
+        """Return the exchange for a request whose headers are complete; ``None`` if it is for ASGI."""
+        ...
+
+    def known_exchange(self, connection: "Connection", data: bytes) -> tuple[DirectExchange, bytes] | None:
+        """Return the exchange for a whole request, and its body; ``None`` if it must be parsed."""
+        ...
+
+
+class NoDirectAnswers:
+    """Has all requests go through ASGI."""
+
+    def exchange(self, connection: "Connection", *, new_head: bytes | None) -> DirectExchange | None:
+        """See `DirectAnswers.exchange`."""
+        return None
+
+    def known_exchange(self, connection: "Connection", data: bytes) -> tuple[DirectExchange, bytes] | None:
+        """See `DirectAnswers.known_exchange`."""
+        return None
+
+
 class Connection(HttpToolsProtocol):  # type: ignore[misc]  # uvicorn is not analysed, see pyproject.toml
     """One client connection: uvicorn's, and what uvicorn leaves to a proxy in front of it.
 
@@ -53,7 +76,7 @@ class Connection(HttpToolsProtocol):  # type: ignore[misc]  # uvicorn is not ana
     """
 
     limits: ClassVar[ConnectionLimits]
-    direct: ClassVar[DirectInference]
+    direct: ClassVar[DirectAnswers]
     parser: Any
     cycle: Any
     url: bytes
@@ -281,7 +304,7 @@ class Connection(HttpToolsProtocol):  # type: ignore[misc]  # uvicorn is not ana
             self.transport.write(part)
 
 
-def connection_class(limits: ConnectionLimits, direct: DirectInference) -> type[Any]:
+def connection_class(limits: ConnectionLimits, direct: DirectAnswers) -> type[Any]:
     """Return the connection class of one server; uvicorn constructs the connections itself."""
     return type("Connection", (Connection,), {"limits": limits, "direct": direct})
 

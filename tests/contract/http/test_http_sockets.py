@@ -180,7 +180,7 @@ def test_offer_of_http2_behind_a_request_does_not_start_that_one_again() -> None
 def test_idle_connection_is_closed_also_when_it_was_answered_before_its_body_came(
     monkeypatch: pytest.MonkeyPatch, pause_seconds: float
 ) -> None:
-    monkeypatch.setattr("serveprune.frontends.http.server._KEEP_ALIVE_SECONDS", 0.2)
+    monkeypatch.setattr("serveprune.frontends.http.endpoint._KEEP_ALIVE_SECONDS", 0.2)
     with serve() as served, served.connect() as connection:
         request = post("/v2/nothing", b"{}")
         connection.sendall(request[:-2])
@@ -234,7 +234,7 @@ def test_bodies_over_the_common_budget_are_429_until_others_end() -> None:
         for connection in unfinished:
             connection.sendall(post(INFER, part, length=LIMIT_BYTES))
         # Not by asking: a request that is admitted meanwhile takes of what it asks for.
-        budget = served.frontend._application._budget
+        budget = served.frontend._endpoint._application._budget
         wait_until(lambda: budget._taken_bytes == 2 * len(part))
         answer = served.client.post(INFER, content=BODY)
         assert answer.status_code == 429

@@ -31,6 +31,7 @@ EXAMPLE_FILES = (
     "tls/server.key",
     "tls/clients.crt",
     "tls/tokens",
+    "tls/admin-tokens",
 )
 
 

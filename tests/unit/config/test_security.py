@@ -67,3 +67,24 @@ def test_token_that_stands_in_the_config_is_not_quoted(problems: Problems, token
     assert found
     assert "server.tokens" in found[0]
     assert not any("hunter2" in problem for problem in found)
+
+
+def test_admin_api_needs_tokens_and_is_not_there_by_default(load: Load, folder: Path, problems: Problems) -> None:
+    (folder / "tokens").write_text("content")
+    admin = load(f"{MODELS}server: {{admin: {{grpc: '127.0.0.1:0', tokens: {{file: tokens}}}}}}").server.admin
+    assert admin is not None
+    assert (str(admin.http), str(admin.grpc), admin.tokens.file) == (
+        "127.0.0.1:8083",
+        "127.0.0.1:0",
+        folder / "tokens",
+    )
+    assert load(MODELS).server.admin is None
+    for text, problem in (
+        ("{admin: {http: '127.0.0.1:1'}}", "server.admin.tokens: expected this key, got none"),
+        ("{admin: }", "server.admin: expected a value, got nothing"),
+        ("{admin: {tokens: }}", "server.admin.tokens: expected a value, got nothing"),
+        ("{admin: {tokens: {environment: " + SECRET + "}}}", "server.admin.tokens.environment: expected the name"),
+    ):
+        (said,) = problems(f"{MODELS}server: {text}")
+        assert problem in said
+        assert SECRET not in said

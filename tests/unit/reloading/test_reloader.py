@@ -10,7 +10,7 @@ from onnx import TensorProto, helper
 
 from serveprune.config.loading import load_config
 from serveprune.config.root import ServePruneConfig
-from serveprune.errors import Internal
+from serveprune.errors import Code, FailedPrecondition, Internal, Unavailable
 from serveprune.observability.metrics import Metrics
 from serveprune.reloading.config_file import ConfigFile
 from serveprune.reloading.reloader import Reloader, ReloadOutcome
@@ -157,3 +157,62 @@ def test_file_is_read_when_asked_though_it_looks_as_before(reloading: Reloading)
     reloading.reloader.start()
     reloading.asked = True
     assert reloading.was_applied.wait(20)
+
+
+@pytest.mark.parametrize(
+    ("models", "sections", "failure", "code"),
+    [
+        ({"relu": {"source": {"onnx": "gone.onnx"}}}, {}, None, Code.INVALID_ARGUMENT),
+        (None, {"server": {"executors": 7}}, None, Code.FAILED_PRECONDITION),
+        (None, {"deployments": {"relu": {"priority": 3}}}, FailedPrecondition("no"), Code.FAILED_PRECONDITION),
+        (None, {"deployments": {"relu": {"priority": 3}}}, ZeroDivisionError(), Code.INTERNAL),
+    ],
+    ids=["invalid", "needs a restart", "refused", "unexpected"],
+)
+def test_rejection_says_of_what_kind_it_is(
+    reloading: Reloading,
+    models: dict[str, Any] | None,
+    sections: dict[str, Any],
+    failure: Exception | None,
+    code: Code,
+) -> None:
+    reloading.models = models or reloading.models
+    reloading.failure = failure
+    reloading.write(**sections)
+    assert reloading.reloader.reload().code is code
+
+
+def test_nothing_is_applied_once_it_was_stopped_and_what_is_under_way_is_awaited(reloading: Reloading) -> None:
+    may_end = threading.Event()
+    order: list[str] = []
+
+    def apply(config: ServePruneConfig) -> None:
+        reloading.was_applied.set()
+        assert may_end.wait(20)
+        order.append("applied")
+
+    reloader = Reloader(
+        ConfigFile(reloading.path),
+        load_config(reloading.path),
+        read=lambda: load_config(reloading.path),
+        apply=apply,
+        metrics=Metrics(),
+    )
+    reloading.write(deployments={"relu": {"priority": 3}})
+    asking = threading.Thread(target=reloader.reload)
+    asking.start()
+    assert reloading.was_applied.wait(20)
+
+    def stop() -> None:
+        reloader.stop()
+        order.append("stopped")
+
+    stopping = threading.Thread(target=stop)
+    stopping.start()
+    may_end.set()
+    stopping.join()
+    asking.join()
+
+    assert order == ["applied", "stopped"]
+    with pytest.raises(Unavailable):
+        reloader.reload()
