@@ -16,7 +16,19 @@ def test_metric_follows_prometheus_naming(metric: Metric) -> None:
     assert metric.name.endswith("_total") == (metric.kind == "counter")
     assert not re.search(r"_(ms|milliseconds|kb|mb|percent)(_|$)", metric.name)
     assert metric.help.endswith(".")
-    bounded = {"code", "reason", "metric", "outcome", "event", "direction", "rows", "phase", "kind"}
+    bounded = {
+        "code",
+        "reason",
+        "metric",
+        "outcome",
+        "event",
+        "direction",
+        "rows",
+        "phase",
+        "kind",
+        "shadow",
+        "operation",
+    }
     assert set(metric.labels) <= {"model", "version", "tier", *bounded}
 
 
