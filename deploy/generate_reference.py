@@ -32,6 +32,8 @@ _WORDS = {
     "boolean": "`true` or `false`",
 }
 
+_VERSION = ".versions.NAME"
+
 CONFIG_INTRODUCTION = """\
 # serveprune.yaml
 
@@ -87,6 +89,8 @@ def _sections_of(schema: Mapping[str, Any], definitions: Mapping[str, Any], *, p
     for key, value in schema.get("properties", {}).items():
         for suffix, name in _references(value):
             place = f"{path}.{key}{suffix}" if path else f"{key}{suffix}"
+            if path.endswith(_VERSION):
+                continue  # as the model's own
             title = f"`{place}`"
             if "oneOf" in _alternatives(value):
                 title += f" with `{_distinction(definitions[name])}`"
@@ -143,6 +147,9 @@ def _type_text(value: Mapping[str, Any], definitions: Mapping[str, Any]) -> str:
         return f"`{value['const']}`"
     if "enum" in value:
         return " or ".join(f"`{choice}`" for choice in value["enum"])
+    if "properties" in value:
+        keys = (f"{key}: {_type_text(each, definitions)}" for key, each in value["properties"].items())
+        return f"`{{{', '.join(keys)}}}`"
     if "$ref" in value or "oneOf" in value or value["type"] == "object":
         return "mapping, see below"
     if value["type"] == "array":

@@ -120,6 +120,7 @@ class Server:
             profiles=config.profiles,
             adaptive_state=self._router.adaptive_state,
             on_settled=_spare_the_collector,
+            is_awaited=lambda model: self.dataplane.is_preprocessing(model),
         )
         self._admission = Admission(limit=config.server.max_queued_requests, max_bytes=config.server.max_queued_bytes)
         self.dataplane = DataPlane(
@@ -139,7 +140,7 @@ class Server:
             self.dataplane, self.controlplane, config=config.server, on_rejected=self.dataplane.count_rejection
         )
         self._metrics_endpoint = MetricsEndpoint(self.metrics.registry) if alone else None
-        self._deploy(config, models.values())
+        self._deploy(config, models)
 
     def apply(self, config: ServePruneConfig) -> None:
         """Serve what another config says; returns at once, while what it needs is loaded and built in the background.
@@ -152,8 +153,8 @@ class Server:
         models, changes = _models(config), config_changes(self.config, config)
         self.config = config
         # As soon as a model is in the registry requests come.
-        self._deploy(config, models.values())
-        effective = self.controlplane.apply(models, profiles=config.profiles, touched={*changes.built, *changes.loaded})
+        self._deploy(config, models)
+        effective = self.controlplane.apply(models, profiles=config.profiles, touched=changes.touched)
         self._deploy(config, effective)
         self._router.keep_only(effective)
 
@@ -248,12 +249,12 @@ class Server:
         self._store_events[event].inc()
 
 
-def _models(config: ServePruneConfig) -> dict[str, Model]:
+def _models(config: ServePruneConfig) -> list[Model]:
     deployments = {name: config.deployment(name) for name in config.models}
-    return {
-        name: Model(name, model, default_tier=deployments[name].default_tier, priority=deployments[name].priority)
-        for name, model in config.models.items()
-    }
+    return [
+        Model(name, model, default_tier=deployments[name].default_tier, priority=deployments[name].priority)
+        for (name, _), model in config.served().items()
+    ]
 
 
 def _backend(name: str, *, store: ArtifactStore, executors: int, maps_weights: bool) -> Backend:

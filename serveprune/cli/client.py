@@ -38,7 +38,9 @@ class ServerError(ServePruneError):
 class Client(Protocol):
     """Sends one inference and waits for the answer."""
 
-    def infer(self, model: str, tensors: Sequence[Tensor], *, parameters: Mapping[str, Any]) -> Answer:
+    def infer(
+        self, model: str, tensors: Sequence[Tensor], *, parameters: Mapping[str, Any], version: str | None = None
+    ) -> Answer:
         """Send tensors, as they are, to a model.
 
         Raises:
@@ -57,7 +59,9 @@ class HttpClient:
             raise InvalidArgument(f"expected a URL such as http://127.0.0.1:8080, got {url!r}")
         self._url, self._host, self._port = url, parts.hostname, parts.port or 80
 
-    def infer(self, model: str, tensors: Sequence[Tensor], *, parameters: Mapping[str, Any]) -> Answer:
+    def infer(
+        self, model: str, tensors: Sequence[Tensor], *, parameters: Mapping[str, Any], version: str | None = None
+    ) -> Answer:
         """See `Client.infer`."""
         raw = [bytes(encode_binary(tensor.array, tensor.datatype)) for tensor in tensors]
         head = orjson.dumps(
@@ -76,7 +80,7 @@ class HttpClient:
         )
         body, headers = self.request(
             "POST",
-            f"/v2/models/{quote(model)}/infer",
+            f"/v2/models/{quote(model)}{f'/versions/{quote(version)}' if version else ''}/infer",
             body=b"".join([head, *raw]),
             headers={"Inference-Header-Content-Length": str(len(head))},
         )
@@ -123,10 +127,13 @@ class GrpcClient:
         self._channel = grpc.insecure_channel(address, options=_UNLIMITED_MESSAGES)
         self._stub = GRPCInferenceServiceStub(self._channel)
 
-    def infer(self, model: str, tensors: Sequence[Tensor], *, parameters: Mapping[str, Any]) -> Answer:
+    def infer(
+        self, model: str, tensors: Sequence[Tensor], *, parameters: Mapping[str, Any], version: str | None = None
+    ) -> Answer:
         """See `Client.infer`."""
         request = pb.ModelInferRequest(
             model_name=model,
+            model_version=version or "",
             inputs=[
                 pb.ModelInferRequest.InferInputTensor(
                     name=tensor.name, datatype=str(tensor.datatype), shape=tensor.shape

@@ -14,7 +14,7 @@ from serveprune.cli.console import progress_display
 from serveprune.cli.endpoints_file import endpoints_announced
 from serveprune.cli.self_test import self_test
 from serveprune.cli.stopping import leave
-from serveprune.cli.tier_table import tier_table
+from serveprune.cli.tier_table import shown_names, tier_table
 from serveprune.config.root import ServePruneConfig
 from serveprune.config.server import Address
 from serveprune.errors import ConfigError, ServePruneError
@@ -86,7 +86,7 @@ class OneProcess:
 
     def tiers(self) -> list[dict[str, Any]]:
         """See `Served.tiers`."""
-        return [self._server.controlplane.tiers(model.name) for model in self._server.registry.models()]
+        return self._server.controlplane.all_tiers()
 
     def self_test(self, endpoints: Endpoints) -> list[str]:
         """See `Served.self_test`."""
@@ -183,9 +183,11 @@ def _show_start(served: Served, endpoints: Endpoints, *, stop_signals: StopSigna
         while not settled and not stop_signals.received:
             settled = served.wait_settled(_POLL_SECONDS)
             _check(served)
-            for model in served.tiers():
+            models = served.tiers()
+            shown = shown_names(models)
+            for model in models:
                 for tier in model["tiers"]:
-                    name = f"{model['name']}{QUALIFIER}{tier['tier']}"
+                    name = f"{shown[model['name'], model['version']]}{QUALIFIER}{tier['tier']}"
                     if tier["progress"] is not None:
                         display.update(name, BuildProgress(**tier["progress"]))
                     elif tier["state"] in _SETTLED and name not in finished:

@@ -16,6 +16,7 @@ def consistency_problems(data: Mapping[str, Any]) -> list[Problem]:
     """Find references to nothing, and values that exclude each other."""
     checks: tuple[Callable[[Mapping[str, Any]], Iterator[Problem]], ...] = (
         _tiers_without_profile,
+        _misplaced_versions,
         _static_passes_without_calibration,
         _deployments_without_model_or_tier,
         _shared_ports,
@@ -37,6 +38,27 @@ def _tiers_without_profile(data: Mapping[str, Any]) -> Iterator[Problem]:
                 )
 
 
+def _misplaced_versions(data: Mapping[str, Any]) -> Iterator[Problem]:
+    """Find what is said of several versions where there is one, the other way round, and policies that name none."""
+    for name, model in _mappings(data, "models"):
+        versions = list(_mapping(model, "versions"))
+        if versions and "version" in model:
+            yield Problem(
+                ("models", name, "version"), "expected no version beside versions, whose keys they are, got one"
+            )
+        if model.get("source") is not None and "version_policy" in model:
+            yield Problem(
+                ("models", name, "version_policy"), "expected this with versions only, got it with one source"
+            )
+        for index, version in enumerate(_texts(model, "version_policy") if versions else ()):
+            if version is not None and version not in versions:
+                yield Problem(
+                    ("models", name, "version_policy", index),
+                    f"expected one of the versions, got {version!r}{suggestion(version, versions) or ';'} "
+                    f"versions: {', '.join(versions)}",
+                )
+
+
 def _static_passes_without_calibration(data: Mapping[str, Any]) -> Iterator[Problem]:
     static = {
         name: _mapping(entry, "quantize")["scheme"]
@@ -46,7 +68,11 @@ def _static_passes_without_calibration(data: Mapping[str, Any]) -> Iterator[Prob
     }
     for name, model in _mappings(data, "models"):
         needing = [tier for tier in _texts(model, "tiers") if tier in static]
-        if needing and model.get("calibration") is None:
+        versions = _mapping(model, "versions")
+        lacking = [
+            version for version, one in versions.items() if isinstance(one, Mapping) and one.get("calibration") is None
+        ]
+        if needing and model.get("calibration") is None and (lacking or not versions):
             yield Problem(
                 ("models", name, "calibration"),
                 f"expected a calibration set, because profile {needing[0]} quantizes with scheme {static[needing[0]]}, "

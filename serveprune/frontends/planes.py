@@ -55,6 +55,6 @@ class ControlPlane(Protocol):
         """Return the repository index."""
         ...
 
-    def tiers(self, name: str) -> dict[str, Any]:
+    def tiers(self, name: str, *, version: str | None) -> dict[str, Any]:
         """Return the tiers of a model, ready to be JSON."""
         ...

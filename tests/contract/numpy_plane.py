@@ -126,8 +126,8 @@ class NumpyPlane:
         loading = [RepositoryEntry("unready", "1", ModelState.LOADING, "being imported")]
         return entries if ready_only else entries + loading
 
-    def tiers(self, name: str) -> dict[str, Any]:
-        model = self._model(name, version=None)
+    def tiers(self, name: str, *, version: str | None = None) -> dict[str, Any]:
+        model = self._model(name, version=version)
         return {"model": name, "tiers": [{"name": tier, "state": "READY"} for tier in model.tiers]}
 
     def _resolve(self, request: InferenceRequest) -> tuple[str, str]:

@@ -89,7 +89,7 @@ class HttpApplication:
             case Operation.MODEL_METADATA:
                 return json_reply(model_metadata_document(plane.model_metadata(model, version=version)))
             case Operation.TIERS:
-                return json_reply(self._controlplane.tiers(model))
+                return json_reply(self._controlplane.tiers(model, version=version))
             case _:
                 return await self._index(scope, receive)
 

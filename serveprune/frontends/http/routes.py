@@ -80,8 +80,7 @@ def _match(raw_path: bytes) -> HttpRoute | None:
     if rest[:1] == (b"versions",) and len(rest) >= 2 and rest[1]:
         version, rest = _name(rest[1]), rest[2:]
     operation = _OF_MODEL.get(rest)
-    # Tiers belong to the model as it is now, not to a version of it.
-    if operation is None or (operation is Operation.TIERS and version is not None):
+    if operation is None:
         return None
     return HttpRoute(operation, model, version)
 

@@ -16,7 +16,7 @@ SOURCE_RULE = "a mapping with exactly one of the keys onnx, huggingface, torch, 
 ROOT_KEYS = "store, server, builds, profiles, models, deployments"
 MODEL_KEYS = (
     "source, task, version, preprocessing, calibration, evaluation, tiers, backend, max_batch_size, "
-    "max_batch_elements, max_queue_delay_ms"
+    "max_batch_elements, max_queue_delay_ms, versions, version_policy"
 )
 SERVER_KEYS = (
     "http, grpc, metrics, processes, executors, threads_per_executor, grpc_workers, max_request_bytes, "
@@ -243,6 +243,44 @@ CASES = {
         (
             f":3: models.m.source: expected {SOURCE_RULE}, got a mapping with the keys hugingface, task; "
             "did you mean `huggingface`?"
+        ),
+    ),
+    "neither source nor versions": (
+        "models:\n  m:\n    tiers: [dense]\n",
+        f":2: models.m.source: expected source ({SOURCE_RULE.replace('exactly one', 'one')}) or versions, got neither",
+    ),
+    "source and versions": (
+        model("versions: {'1': {source: {onnx: model.onnx}}}"),
+        ":4: models.m.versions: expected source or versions, got both",
+    ),
+    "version beside versions": (
+        "models:\n  m:\n    versions: {'1': {source: {onnx: model.onnx}}}\n    version: '2'\n",
+        ":4: models.m.version: expected no version beside versions, whose keys they are, got one",
+    ),
+    "policy of versions that has nothing to choose from": (
+        model("version_policy: all"),
+        ":4: models.m.version_policy: expected this with versions only, got it with one source",
+    ),
+    "policy that names no version": (
+        "models:\n  m:\n    versions: {'1': {source: {onnx: model.onnx}}}\n    version_policy: ['1', '3']\n",
+        ":4: models.m.version_policy[1]: expected one of the versions, got '3'; versions: 1",
+    ),
+    "policy that is none": (
+        "models:\n  m:\n    versions: {'1': {source: {onnx: model.onnx}}}\n    version_policy: {latest: 0}\n",
+        (
+            ":4: models.m.version_policy: expected latest, all, {latest: COUNT} or a list of versions (in quotes), got "
+            "a mapping with the keys latest"
+        ),
+    ),
+    "version that is a number": (
+        "models:\n  m:\n    versions:\n      1: {source: {onnx: model.onnx}}\n",
+        ":4: models.m.versions.1: expected text as a key, got 1; put it in quotes",
+    ),
+    "tiers of a version": (
+        "models:\n  m:\n    versions: {'1': {source: {onnx: model.onnx}, tiers: [dense]}}\n",
+        (
+            ":3: models.m.versions.1.tiers: unknown key; known keys: source, task, preprocessing, calibration, "
+            "evaluation, backend, max_batch_size, max_batch_elements, max_queue_delay_ms"
         ),
     ),
     "two sources": (

@@ -77,7 +77,7 @@ class Planes:
         if target_latency_ms is not None:
             router.deploy(self.model, DeploymentConfig(policy="adaptive", target_latency_ms=target_latency_ms))
         self.dataplane = DataPlane(
-            Registry({"adder": self.model}),
+            Registry([self.model]),
             router,
             self.scheduler,
             self.admission,
