@@ -23,6 +23,8 @@ from serveprune.observability.metrics import Metrics
 from serveprune.preflight import check_datasets, check_packages
 from serveprune.reloading.config_file import ConfigFile
 from serveprune.reloading.reloader import Reloader
+from serveprune.repository.folder_watch import FolderWatch
+from serveprune.repository.model_repository import ModelRepository
 from serveprune.routing.tier_selection import QUALIFIER
 from serveprune.server import Endpoints, ReloadSignal, Server, StopSignals, artifact_builder
 from serveprune.supervision.supervisor import Supervisor
@@ -77,12 +79,42 @@ class OneProcess:
     failure: ServePruneError | None = None
 
     def __init__(self, config: ServePruneConfig) -> None:
-        self._server = Server(config)
-        self.start = self._server.start
-        self.stop = self._server.stop
-        self.apply = self._server.apply
+        """Assemble the parts; nothing runs yet.
+
+        Raises:
+            ConfigError: A model of the repository that is to be loaded at the start cannot be.
+        """
+        settings = config.repository
+        self._repository = ModelRepository(config) if settings.mode != "none" else None
+        self._watch: FolderWatch | None = None
+        if self._repository is None:
+            self._server = Server(config)
+            self.apply: Callable[[ServePruneConfig], None] = self._server.apply
+        else:
+            repository = self._repository
+            self._server = Server(repository.config, loadable=repository, contents=repository.contents)
+            self.apply = repository.apply
+            if settings.mode == "poll":
+                self._watch = FolderWatch(repository, poll_seconds=settings.poll_seconds)
         self.metrics = self._server.metrics
         self.wait_settled = self._server.controlplane.wait_settled
+
+    def start(self) -> Endpoints:
+        """See `Served.start`."""
+        endpoints = self._server.start()
+        if self._repository is not None:
+            self._repository.attach(self._server)
+        if self._watch is not None:
+            self._watch.start()
+        return endpoints
+
+    def stop(self) -> bool:
+        """See `Served.stop`."""
+        if self._watch is not None:
+            self._watch.stop()
+        if self._repository is not None:
+            self._repository.stop()
+        return self._server.stop()
 
     def tiers(self) -> list[dict[str, Any]]:
         """See `Served.tiers`."""

@@ -21,6 +21,9 @@ def consistency_problems(data: Mapping[str, Any]) -> list[Problem]:
         _deployments_without_model_or_tier,
         _shared_ports,
         _processes_without_executor,
+        _nothing_to_serve,
+        _repository_of_several_processes,
+        _load_at_start_of_another_mode,
     )
     return [problem for check in checks for problem in check(data)]
 
@@ -84,6 +87,8 @@ def _deployments_without_model_or_tier(data: Mapping[str, Any]) -> Iterator[Prob
     models = _mapping(data, "models")
     for name, deployment in _mapping(data, "deployments").items():
         path: KeyPath = ("deployments", name)
+        if name not in models and _has_repository(data):
+            continue  # it may be the name of a model of the repository, which is judged when that is loaded
         if name not in models:
             known = f"models: {', '.join(models)}" if models else "there are no models"
             yield Problem(path, f"expected the name of a model, got {name!r}{suggestion(name, models) or ';'} {known}")
@@ -127,6 +132,35 @@ def _processes_without_executor(data: Mapping[str, Any]) -> Iterator[Problem]:
             f"expected no more than server.executors ({executors}), for each process computes with at least one, "
             f"got {processes}",
         )
+
+
+def _nothing_to_serve(data: Mapping[str, Any]) -> Iterator[Problem]:
+    if data.get("models") == {} and not _has_repository(data):
+        yield Problem(("models",), "expected at least 1 entry, got an empty mapping")
+
+
+def _repository_of_several_processes(data: Mapping[str, Any]) -> Iterator[Problem]:
+    processes = _mapping(data, "server").get("processes", 1)
+    if _has_repository(data) and isinstance(processes, int) and processes > 1:
+        mode = _mapping(data, "repository")["mode"]
+        yield Problem(
+            ("repository", "mode"),
+            f"expected none with server.processes above 1, got {mode!r}; set server.processes: 1, or name the models "
+            "in this file, which is read again when it changes",
+        )
+
+
+def _load_at_start_of_another_mode(data: Mapping[str, Any]) -> Iterator[Problem]:
+    repository = _mapping(data, "repository")
+    mode = repository.get("mode", "none")
+    if repository.get("load_at_start") and mode in ("none", "poll"):
+        yield Problem(
+            ("repository", "load_at_start"), f"expected this with mode explicit only, got it with mode {mode}"
+        )
+
+
+def _has_repository(data: Mapping[str, Any]) -> bool:
+    return _mapping(data, "repository").get("mode", "none") in ("explicit", "poll")
 
 
 def _clash(one: Address, other: Address) -> bool:

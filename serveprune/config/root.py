@@ -7,6 +7,7 @@ from serveprune.config.deployment import DeploymentConfig
 from serveprune.config.model import DENSE, ModelConfig, ModelEntry
 from serveprune.config.names import Name
 from serveprune.config.profile import ProfileConfig
+from serveprune.config.repository import RepositoryConfig
 from serveprune.config.server import BuildsConfig, ServerConfig, StoreConfig
 
 
@@ -31,9 +32,11 @@ class ServePruneConfig(ConfigModel):
         json_schema_extra={"additionalProperties": False, "propertyNames": {"not": {"const": DENSE}}},
     )
     models: dict[Name, ModelEntry] = Field(
-        min_length=1,
-        description="Name -> model, as clients ask for it.",
+        description="Name -> model, as clients ask for it. `{}` if all of them are in the repository.",
         json_schema_extra={"additionalProperties": False},
+    )
+    repository: RepositoryConfig = Field(
+        default=RepositoryConfig(), description="Models that are loaded and unloaded while the server runs."
     )
     deployments: dict[str, DeploymentConfig] = Field(
         default_factory=dict, description="Name of a model -> how its traffic is spread. Default: all to dense."

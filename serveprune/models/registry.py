@@ -21,10 +21,20 @@ class Model:
         default_tier: Serves requests that name none.
         priority: Of requests that name none.
         key: Name and version.
+        content: What its files were like, where they may change under their names; else nothing.
     """
 
-    def __init__(self, name: str, config: ModelConfig, *, default_tier: str, priority: int = DEFAULT_PRIORITY) -> None:
+    def __init__(
+        self,
+        name: str,
+        config: ModelConfig,
+        *,
+        default_tier: str,
+        priority: int = DEFAULT_PRIORITY,
+        content: str = "",
+    ) -> None:
         self.name = name
+        self.content = content
         self.config = config
         self.version = config.version
         self.key = (name, config.version)

@@ -6,7 +6,7 @@ from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import Any
 
 from serveprune.artifacts.builder import ArtifactBuilder
-from serveprune.config.model import DENSE, ModelConfig
+from serveprune.config.model import DENSE
 from serveprune.config.profile import ProfileConfig
 from serveprune.config.versions import version_order
 from serveprune.models.instance import Instance
@@ -16,11 +16,13 @@ from serveprune.models.variant import VariantState
 from serveprune.oip.messages import ModelState, RepositoryEntry
 from serveprune.routing.tier_selection import QUALIFIER, split_name
 from serveprune.serving.bring_up import BringUp, Task
+from serveprune.serving.loadable_models import FixedModels, LoadableModels
 from serveprune.serving.report import VariantReporter, describe_model
 
 _log = logging.getLogger(__name__)
 
 _GRACE_SECONDS = 1.0
+_FIXED = FixedModels()
 _OF_THE_GRAPH = ("source", "version", "preprocessing", "task")
 """What of a model's config makes it another model when it changes."""
 
@@ -45,6 +47,7 @@ class ControlPlane:
         adaptive_state: Callable[[Model], dict[str, Any] | None] = lambda model: None,
         on_settled: Callable[[], None] = lambda: None,
         is_awaited: Callable[[Model], bool] = lambda model: False,
+        loadable: LoadableModels = _FIXED,
         grace_seconds: float = _GRACE_SECONDS,
     ) -> None:
         """Show what is to be; nothing runs yet.
@@ -57,6 +60,7 @@ class ControlPlane:
             profiles: By tier.
             adaptive_state: How a model's adaptive deployment stands, ready for JSON.
             on_settled: Called when nothing is left to bring up.
+            loadable: Loads and unloads models by request.
             is_awaited: Tells whether a request that was admitted to a model is still on its way to one of its variants.
             grace_seconds: How long what was taken out of the registry is kept for requests that are on their way to it.
         """
@@ -68,6 +72,7 @@ class ControlPlane:
         self._on_settled = on_settled
         self._grace_seconds = grace_seconds
         self._is_awaited = is_awaited
+        self.load, self.unload, self._unloaded = loadable.load, loadable.unload, loadable.unloaded
         self._staged: Mapping[tuple[str, str], Model] = {}
         self._leaving: frozenset[Model] = frozenset()
         self._retiring: dict[threading.Timer, tuple[Instance, ...]] = {}
@@ -107,14 +112,14 @@ class ControlPlane:
             staged: dict[tuple[str, str], Model] = {}
             for wanted in models:
                 present, waiting = self._registry.find(*wanted.key), self._staged.get(wanted.key)
-                if present is not None and _same_graph(present.config, wanted.config):
+                if present is not None and _same_graph(present, wanted):
                     served.append(self._revised(present, wanted, touched=touched))
                 elif present is None or present.dense.instance is None:
                     served.append(wanted)
                 else:
                     served.append(present)
                     staged[wanted.key] = wanted
-                    if waiting is not None and _same_graph(waiting.config, wanted.config):
+                    if waiting is not None and _same_graph(waiting, wanted):
                         staged[wanted.key] = self._revised(waiting, wanted, touched=touched)
             before = self._all_models()
             self._staged = staged
@@ -219,6 +224,11 @@ class ControlPlane:
         with self._changed:
             return self._changed.wait_for(self._is_settled, timeout_seconds)
 
+    def wait_for(self, condition: Callable[[list[dict[str, Any]]], bool], timeout_seconds: float) -> bool:
+        """Wait until `all_tiers` is such; return whether that happened in time."""
+        with self._changed:
+            return self._changed.wait_for(lambda: condition(self.all_tiers()), timeout_seconds)
+
     def _is_settled(self) -> bool:
         return all(model.is_settled for model in self._wanted_models())
 
@@ -237,7 +247,10 @@ class ControlPlane:
                 )
                 for variant in model.variants.values()
             ]
-        return [entry for entry in entries if entry.state is ModelState.READY or not ready_only]
+        if ready_only:
+            return [entry for entry in entries if entry.state is ModelState.READY]
+        unloaded = self._unloaded().items()
+        return entries + [RepositoryEntry(name, "", ModelState.UNAVAILABLE, reason) for name, reason in unloaded]
 
     def tiers(self, name: str, *, version: str | None = None) -> dict[str, Any]:
         """Return how the tiers of a model stand, ready for JSON.
@@ -364,9 +377,11 @@ def _highest_first(models: Iterable[Model]) -> list[Model]:
     ]
 
 
-def _same_graph(one: ModelConfig, other: ModelConfig) -> bool:
-    """Tell whether two configs have the same dense graph, answers, and what becomes of texts and images."""
-    return all(getattr(one, name) == getattr(other, name) for name in _OF_THE_GRAPH)
+def _same_graph(one: Model, other: Model) -> bool:
+    """Tell whether two models have the same dense graph, answers, and what becomes of texts and images."""
+    return one.content == other.content and all(
+        getattr(one.config, name) == getattr(other.config, name) for name in _OF_THE_GRAPH
+    )
 
 
 _MODEL_STATES = {

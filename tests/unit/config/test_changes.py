@@ -437,7 +437,7 @@ def expect_found(old: ServePruneConfig, new: ServePruneConfig, edits: Collection
     before, now = recipes(old), recipes(new)
     assert set(changes.built) == {tier for tier, recipe in now.items() if before.get(tier) != recipe}, edits
     for change in changes.changes:
-        assert change.needs_restart == (change.path[0] in ("server", "store", "builds"))
+        assert change.needs_restart == (change.path[0] in ("server", "store", "builds", "repository"))
 
 
 def _same_place(one: KeyPath, other: KeyPath) -> bool:

@@ -13,7 +13,7 @@ from .conftest import Load, Problems
 MODEL = "models: {m: {source: {onnx: model.onnx}}}\n"
 NAME_RULE = "a name of at most 128 letters, digits, `.`, `_` and `-` that begins with a letter, a digit or `_`"
 SOURCE_RULE = "a mapping with exactly one of the keys onnx, huggingface, torch, pt2"
-ROOT_KEYS = "store, server, builds, profiles, models, deployments"
+ROOT_KEYS = "store, server, builds, profiles, models, repository, deployments"
 MODEL_KEYS = (
     "source, task, version, preprocessing, calibration, evaluation, tiers, backend, max_batch_size, "
     "max_batch_elements, max_queue_delay_ms, versions, version_policy"
@@ -128,7 +128,10 @@ CASES = {
     ),
     "missing models": (
         "store: {}\n",
-        ":1: models: expected this key, got none (Name -> model, as clients ask for it.)",
+        (
+            ":1: models: expected this key, got none (Name -> model, as clients ask for it. `{}` if all of them are in "
+            "the repository.)"
+        ),
     ),
     "missing choice": (
         source("huggingface: minilm"),
@@ -433,6 +436,17 @@ CASES = {
     ),
     "no model": ("models: {}\n", ":1: models: expected at least 1 entry, got an empty mapping"),
     # References
+    "repository of several processes": (
+        MODEL + "repository: {mode: explicit}\nserver: {processes: 2, executors: 2}\n",
+        (
+            ":2: repository.mode: expected none with server.processes above 1, got 'explicit'; set server.processes: "
+            "1, or name the models in this file, which is read again when it changes"
+        ),
+    ),
+    "models to load at the start of a mode that loads none": (
+        MODEL + "repository: {mode: poll, load_at_start: [m]}\n",
+        ":2: repository.load_at_start: expected this with mode explicit only, got it with mode poll",
+    ),
     "no tier": (model("tiers: []"), ":4: models.m.tiers: expected at least 1 entry, got an empty list"),
     "tier twice": (
         model("tiers: [dense, dense]"),

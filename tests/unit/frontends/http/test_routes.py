@@ -14,6 +14,8 @@ from serveprune.frontends.http.routes import HttpRoute, Operation, find_route
         ("GET", b"/v2/health/live", HttpRoute(Operation.LIVE)),
         ("GET", b"/v2/health/ready", HttpRoute(Operation.READY)),
         ("POST", b"/v2/repository/index", HttpRoute(Operation.REPOSITORY_INDEX)),
+        ("POST", b"/v2/repository/models/m/load", HttpRoute(Operation.LOAD, "m")),
+        ("POST", b"/v2/repository/models/%2e%2e/unload", HttpRoute(Operation.UNLOAD, "..")),
         ("GET", b"/v2/models/m", HttpRoute(Operation.MODEL_METADATA, "m")),
         ("GET", b"/v2/models/m/", HttpRoute(Operation.MODEL_METADATA, "m")),
         ("GET", b"/v2/models/m/ready", HttpRoute(Operation.MODEL_READY, "m")),
