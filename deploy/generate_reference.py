@@ -40,6 +40,7 @@ _BOUND_WORDS = (
     ("maximum", "at most"),
     ("exclusiveMaximum", "below"),
 )
+_VERSION = ".versions.NAME"
 
 CONFIG_INTRODUCTION = """\
 # serveprune.yaml
@@ -97,6 +98,8 @@ def _sections_of(schema: Mapping[str, Any], definitions: Mapping[str, Any], *, p
     for key, value in schema.get("properties", {}).items():
         for suffix, name in _references(value):
             place = f"{path}.{key}{suffix}" if path else f"{key}{suffix}"
+            if path.endswith(_VERSION):
+                continue  # as the model's own
             title = f"`{place}`"
             if "oneOf" in _alternatives(value):
                 title += f" with `{_distinction(definitions[name])}`"
@@ -155,6 +158,9 @@ def _type_text(value: Mapping[str, Any], definitions: Mapping[str, Any]) -> str:
         return " or ".join(f"`{choice}`" for choice in value["enum"])
     if value.get("type") == "object" and not list(_references(value)):
         return f"mapping of NAME to {_type_text(value['additionalProperties'], definitions)}"
+    if "properties" in value:
+        keys = (f"{key}: {_type_text(each, definitions)}" for key, each in value["properties"].items())
+        return f"`{{{', '.join(keys)}}}`"
     if "$ref" in value or "oneOf" in value or value["type"] == "object":
         return "mapping, see below"
     if value["type"] == "array":

@@ -38,9 +38,10 @@ def check_packages(config: ServePruneConfig) -> list[str]:
     if importlib.util.find_spec(OPENVINO) is not None:
         return []
     return [
-        f"models.{name}.backend: expected the package {OPENVINO}, which is to run this model, but it is not installed: "
+        f"{_place(config, name, version)}.backend: expected the package {OPENVINO}, which is to run this model, but it "
+        "is not installed: "
         'pip install "serveprune[openvino]", or set backend: onnxruntime or auto'
-        for name, model in config.models.items()
+        for (name, version), model in config.served().items()
         if model.backend == OPENVINO
     ]
 
@@ -82,14 +83,18 @@ def check_datasets(config: ServePruneConfig) -> list[str]:
     if not all(importlib.util.find_spec(package) for package in ("onnx", "onnx_ir")):
         return []
     return [
-        f"models.{name}.{problem}"
-        for name, model in config.models.items()
+        f"{_place(config, name, version)}.{problem}"
+        for (name, version), model in config.served().items()
         for problem in (
             *_problems_of_model(model, config),
             *_missing_samples(model),
             *_missing_calibration(model, config),
         )
     ]
+
+
+def _place(config: ServePruneConfig, name: str, version: str) -> str:
+    return f"models.{name}.versions.{version}" if config.models[name].versions else f"models.{name}"
 
 
 def _problems_of_model(model: ModelConfig, config: ServePruneConfig) -> list[str]:

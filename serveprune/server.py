@@ -7,11 +7,12 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from threading import Event
-from types import FrameType
+from types import FrameType, MappingProxyType
+from typing import Any
 
 from prometheus_client import Gauge, Histogram
 
@@ -47,6 +48,7 @@ from serveprune.scheduling.scheduler import Drop, Scheduler
 from serveprune.serving.admission import Admission
 from serveprune.serving.controlplane import ControlPlane
 from serveprune.serving.dataplane import DataPlane
+from serveprune.serving.loadable_models import FixedModels, LoadableModels
 from serveprune.serving.report import VariantReporter
 from serveprune.serving.rollout_sides import RolloutSides
 from serveprune.serving.shadowing import Shadowing
@@ -59,6 +61,9 @@ _STOP_MARGIN_SECONDS = 6.0
 _COLLECT_AFTER = (10_000, 50, 100)
 """Python's collector walks everything that is alive to find what holds each other; requests leave little of that, and
 by default it took a tenth of the time that HTTP requests are computed in, and a third of that of gRPC."""
+
+Contents = Mapping[tuple[str, str], str]
+"""Name and version of a model -> what its files are like."""
 
 _STANDARD_INPUT = 0
 
@@ -91,13 +96,22 @@ class ServingOnlyBuilder:
 class Server:
     """All parts of one serving process."""
 
-    def __init__(self, config: ServePruneConfig, *, shared_builder: ArtifactBuilder | None = None) -> None:
+    def __init__(
+        self,
+        config: ServePruneConfig,
+        *,
+        shared_builder: ArtifactBuilder | None = None,
+        loadable: LoadableModels | None = None,
+        contents: Contents = MappingProxyType({}),
+    ) -> None:
         """Assemble the parts; nothing runs yet.
 
         Args:
             config: What to serve.
             shared_builder: For one of several processes: builds for all of them. Their supervisor then counts
                 builds, and shows the metrics of all.
+            loadable: Loads and unloads models by request. Default: none can be.
+            contents: What the files of models are like, where they may change under their names.
 
         Raises:
             FailedPrecondition: The certificate or the tokens cannot be read or used.
@@ -111,7 +125,7 @@ class Server:
         self._store_events = {event: self.metrics.counter(series.STORE_EVENTS, event) for event in StoreEvent}
         store = ArtifactStore(config.store.path, max_bytes=config.store.max_bytes, on_event=self._count_store_event)
         self.metrics.gauge(series.STORE_BYTES).set_function(store.size_bytes)
-        models = _models(config)
+        models = _models(config, contents)
         self.registry = Registry(models)
         self._batch_rows: dict[tuple[str, str, str], Histogram] = {}
         self._corrections: dict[tuple[str, str, str], Gauge] = {}
@@ -133,6 +147,8 @@ class Server:
             profiles=config.profiles,
             adaptive_state=self._router.adaptive_state,
             on_settled=_spare_the_collector,
+            loadable=loadable or FixedModels(),
+            is_awaited=lambda model: self.dataplane.is_preprocessing(model),
         )
         self._shadowing = Shadowing(self.metrics, is_calm=lambda: self._scheduler.is_calm)
         self._admission = Admission(limit=config.server.max_queued_requests, max_bytes=config.server.max_queued_bytes)
@@ -177,21 +193,22 @@ class Server:
         self._driver = (
             RolloutDriver(self.rollouts, observe=self.sides.observe, obey=self.sides.obey) if self.rollouts else None
         )
-        self._deploy(config, models.values())
+        self._deploy(config, models)
 
-    def apply(self, config: ServePruneConfig) -> None:
+    def apply(self, config: ServePruneConfig, *, contents: Contents = MappingProxyType({})) -> None:
         """Serve what another config says; returns at once, while what it needs is loaded and built in the background.
 
         What serves now goes on until what takes its place is ready. No request is lost.
 
         Args:
             config: Differs in models, profiles and deployments only.
+            contents: See `Server`; another content makes another model.
         """
-        models, changes = _models(config), config_changes(self.config, config)
+        models, changes = _models(config, contents), config_changes(self.config, config)
         self.config = config
         # As soon as a model is in the registry requests come.
-        self._deploy(config, models.values())
-        effective = self.controlplane.apply(models, profiles=config.profiles, touched={*changes.built, *changes.loaded})
+        self._deploy(config, models)
+        effective = self.controlplane.apply(models, profiles=config.profiles, touched=changes.touched)
         self._deploy(config, effective)
         self._router.keep_only(effective)
 
@@ -199,6 +216,10 @@ class Server:
         """Have requests spread as the rollouts say now, rather than at their next look."""
         if self._driver is not None:
             self._driver.look_now()
+
+    def wait_for(self, condition: Callable[[list[dict[str, Any]]], bool], timeout_seconds: float) -> bool:
+        """See `ControlPlane.wait_for`."""
+        return self.controlplane.wait_for(condition, timeout_seconds)
 
     def _deploy(self, config: ServePruneConfig, models: Iterable[Model]) -> None:
         """Spread the traffic of models as the config says."""
@@ -302,12 +323,18 @@ class Server:
         self._store_events[event].inc()
 
 
-def _models(config: ServePruneConfig) -> dict[str, Model]:
+def _models(config: ServePruneConfig, contents: Contents) -> list[Model]:
     deployments = {name: config.deployment(name) for name in config.models}
-    return {
-        name: Model(name, model, default_tier=deployments[name].default_tier, priority=deployments[name].priority)
-        for name, model in config.models.items()
-    }
+    return [
+        Model(
+            name,
+            model,
+            default_tier=deployments[name].default_tier,
+            priority=deployments[name].priority,
+            content=contents.get((name, version), ""),
+        )
+        for (name, version), model in config.served().items()
+    ]
 
 
 def _backend(name: str, *, store: ArtifactStore, executors: int, maps_weights: bool) -> Backend:

@@ -5,7 +5,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from serveprune.artifacts.digest import sha256_json
-from serveprune.config.changes import Change, TierName
+from serveprune.config.change import Change, TierName
 from serveprune.config.problem import path_text
 from serveprune.config.root import ServePruneConfig
 from serveprune.errors import Code, FailedPrecondition, Internal, InvalidArgument, ServePruneError
@@ -61,4 +61,7 @@ def _described(change: Change) -> dict[str, Any]:
 
 
 def _qualified(tiers: Iterable[TierName]) -> list[str]:
-    return [f"{tier.model}{QUALIFIER}{tier.tier}" for tier in tiers]
+    return [
+        f"{tier.model}{QUALIFIER}{tier.tier}" + (f" (version {tier.version})" if tier.version is not None else "")
+        for tier in tiers
+    ]

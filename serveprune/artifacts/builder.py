@@ -29,7 +29,8 @@ class BuildRequest(BaseModel):
 
     def is_wanted_by(self, config: ServePruneConfig) -> bool:
         """Tell whether a server with this config would ask for the same."""
-        model = config.models.get(self.model_name)
+        entry = config.models.get(self.model_name)
+        model = entry.served.get(self.model.version) if entry is not None else None
         return (
             model is not None
             and self.tier in model.tiers

@@ -8,7 +8,7 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
-from serveprune.config.changes import Change, ConfigChanges, Consequence, TierName
+from serveprune.config.change import Change, ConfigChanges, Consequence, TierName
 from serveprune.config.differences import DifferenceKind
 from serveprune.config.problem import KeyPath, path_text
 from serveprune.config.value_text import changed_texts, value_text
@@ -94,7 +94,11 @@ def _model(path: KeyPath) -> str | None:
 
 
 def _names(tiers: Iterable[TierName], *, of_model: str | None = None) -> str:
-    return ", ".join(tier.tier if tier.model == of_model else f"{tier.model}{QUALIFIER}{tier.tier}" for tier in tiers)
+    return ", ".join(
+        f"{'' if tier.model == of_model else f'{tier.model}{QUALIFIER}'}{tier.tier}"
+        f"{f' of version {tier.version}' if tier.version else ''}"
+        for tier in tiers
+    )
 
 
 def _summary(changes: ConfigChanges) -> Iterator[tuple[Consequence, str]]:

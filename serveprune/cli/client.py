@@ -55,7 +55,9 @@ class ServerError(ServePruneError):
 class Client(Protocol):
     """Sends one inference and waits for the answer."""
 
-    def infer(self, model: str, tensors: Sequence[Tensor], *, parameters: Mapping[str, Any]) -> Answer:
+    def infer(
+        self, model: str, tensors: Sequence[Tensor], *, parameters: Mapping[str, Any], version: str | None = None
+    ) -> Answer:
         """Send tensors, as they are, to a model.
 
         Raises:
@@ -86,7 +88,9 @@ class HttpClient:
         self._context = credentials.context() if parts.scheme == "https" else None
         self._token = credentials.token
 
-    def infer(self, model: str, tensors: Sequence[Tensor], *, parameters: Mapping[str, Any]) -> Answer:
+    def infer(
+        self, model: str, tensors: Sequence[Tensor], *, parameters: Mapping[str, Any], version: str | None = None
+    ) -> Answer:
         """See `Client.infer`."""
         raw = [bytes(encode_binary(tensor.array, tensor.datatype)) for tensor in tensors]
         head = orjson.dumps(
@@ -105,7 +109,7 @@ class HttpClient:
         )
         body, headers = self.request(
             "POST",
-            f"/v2/models/{quote(model)}/infer",
+            f"/v2/models/{quote(model)}{f'/versions/{quote(version)}' if version else ''}/infer",
             body=b"".join([head, *raw]),
             headers={"Inference-Header-Content-Length": str(len(head))},
         )
@@ -175,10 +179,13 @@ class GrpcClient:
         self._stub = GRPCInferenceServiceStub(self._channel)
         self._metadata = () if credentials.token is None else (("authorization", f"Bearer {credentials.token}"),)
 
-    def infer(self, model: str, tensors: Sequence[Tensor], *, parameters: Mapping[str, Any]) -> Answer:
+    def infer(
+        self, model: str, tensors: Sequence[Tensor], *, parameters: Mapping[str, Any], version: str | None = None
+    ) -> Answer:
         """See `Client.infer`."""
         request = pb.ModelInferRequest(
             model_name=model,
+            model_version=version or "",
             inputs=[
                 pb.ModelInferRequest.InferInputTensor(
                     name=tensor.name, datatype=str(tensor.datatype), shape=tensor.shape

@@ -102,7 +102,7 @@ def resolve_target(model: str, *, profile: str, config: Path | None, store: Path
     if settings is None:
         name, described = _name_of(path), ModelConfig(source=_source_of(path, flags))
     elif model in settings.models:
-        name, described = model, settings.models[model]
+        name, described = model, settings.model(model)
     else:
         raise NotFound(f"{config} has no model {model!r}; it has: {', '.join(settings.models)}")
     if flags.answers is not None:

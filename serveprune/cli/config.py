@@ -64,12 +64,12 @@ def _models(config: ServePruneConfig) -> list[dict[str, Any]]:
     return [
         {
             "name": name,
-            "version": model.version,
+            "version": version,
             "source": next(iter(model.source.model_dump())),
             **_deployment(config, name),
             "tiers": [{"tier": tier, **_profile(config, tier)} for tier in model.tiers],
         }
-        for name, model in config.models.items()
+        for (name, version), model in config.served().items()
     ]
 
 

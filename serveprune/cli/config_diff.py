@@ -6,7 +6,8 @@ from typing import Annotated, Any
 import typer
 
 from serveprune.cli.change_table import change_console, show_changes
-from serveprune.config.changes import Change, ConfigChanges, TierName, config_changes
+from serveprune.config.change import Change, ConfigChanges, TierName
+from serveprune.config.changes import config_changes
 from serveprune.config.loading import load_config, load_config_content
 from serveprune.config.problem import path_text
 from serveprune.config.root import ServePruneConfig
@@ -111,4 +112,6 @@ def _described(change: Change) -> dict[str, Any]:
 
 
 def _qualified(tiers: tuple[TierName, ...]) -> list[str]:
-    return [f"{tier.model}{QUALIFIER}{tier.tier}" for tier in tiers]
+    return [
+        f"{tier.model}{QUALIFIER}{tier.tier}{f' of version {tier.version}' if tier.version else ''}" for tier in tiers
+    ]

@@ -17,7 +17,7 @@ from serveprune.cli.admin_client import (
 from serveprune.cli.change_table import change_console, consequence_word
 from serveprune.cli.client import HttpClient, ServerError
 from serveprune.cli.credentials import CaFile, Cert, Key
-from serveprune.config.changes import Consequence
+from serveprune.config.change import Consequence
 
 _EXIT_FAILURE = 1
 _EXIT_BAD_INPUT = 2

@@ -29,42 +29,50 @@ def self_test(server: Server, endpoints: Endpoints) -> list[str]:
         return [f"the server cannot be asked: {error.message}"]
     try:
         for model in server.registry.models():
-            problems += _unready(server.controlplane.tiers(model.name))
+            of_version = f" of version {model.version}" if len(server.registry.versions(model.name)) > 1 else ""
+            problems += _unready(
+                model, server.controlplane.tiers(model.name, version=model.version), of_version=of_version
+            )
             try:
                 inputs = _inputs(model)
             except ServePruneError as error:
-                problems.append(f"{model.name}: no inputs to test it with: {error.message}")
+                problems.append(f"{model.name}{of_version}: no inputs to test it with: {error.message}")
                 continue
             for tier, variant in model.variants.items():
                 if variant.instance is not None:
-                    problems += _check_tier(f"{model.name}{QUALIFIER}{tier}", inputs, http=http, grpc=grpc)
+                    problems += _check_tier(model, tier, inputs, of_version=of_version, http=http, grpc=grpc)
     finally:
         grpc.close()
     return problems
 
 
-def _unready(model: Mapping[str, Any]) -> Iterator[str]:
-    for tier in model["tiers"]:
+def _unready(model: Model, described: Mapping[str, Any], *, of_version: str) -> Iterator[str]:
+    for tier in described["tiers"]:
         if tier["state"] != "ready":
             reasons = "; ".join(tier["reasons"])
-            yield f"{model['name']}{QUALIFIER}{tier['tier']} is {tier['state']}" + (f": {reasons}" if reasons else "")
+            yield f"{model.name}{QUALIFIER}{tier['tier']}{of_version} is {tier['state']}" + (
+                f": {reasons}" if reasons else ""
+            )
 
 
-def _check_tier(name: str, inputs: Sequence[Tensor], *, http: Client, grpc: Client) -> Iterator[str]:
+def _check_tier(
+    model: Model, tier: str, inputs: Sequence[Tensor], *, of_version: str, http: Client, grpc: Client
+) -> Iterator[str]:
     answers: dict[str, Answer] = {}
+    asked = f"{model.name}{QUALIFIER}{tier}"
+    name = f"{asked}{of_version}"
     for protocol, client in (("HTTP", http), ("gRPC", grpc)):
         try:
-            answers[protocol] = client.infer(name, inputs, parameters={"strict_tier": True})
+            answers[protocol] = client.infer(asked, inputs, version=model.version, parameters={"strict_tier": True})
         except ServePruneError as error:
             yield f"{name} over {protocol}: {error.message}"
             continue
-        yield from (f"{name} over {protocol}: {problem}" for problem in _problems(name, answers[protocol]))
+        yield from (f"{name} over {protocol}: {problem}" for problem in _problems(tier, answers[protocol]))
     if len(answers) == 2 and not _same(answers["HTTP"], answers["gRPC"]):
         yield f"{name}: HTTP and gRPC gave different answers to the same request"
 
 
-def _problems(name: str, answer: Answer) -> Iterator[str]:
-    wanted = name.partition(QUALIFIER)[2]
+def _problems(wanted: str, answer: Answer) -> Iterator[str]:
     if answer.tier != wanted:
         yield f"asked for {wanted}, served by {answer.tier} ({answer.tier_reason})"
     for output in answer.outputs:

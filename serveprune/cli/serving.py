@@ -17,7 +17,7 @@ from serveprune.cli.console import progress_display
 from serveprune.cli.endpoints_file import endpoints_announced
 from serveprune.cli.self_test import self_test
 from serveprune.cli.stopping import leave
-from serveprune.cli.tier_table import tier_table
+from serveprune.cli.tier_table import shown_names, tier_table
 from serveprune.config.root import ServePruneConfig
 from serveprune.config.server import Address
 from serveprune.errors import ConfigError, ServePruneError
@@ -26,6 +26,8 @@ from serveprune.observability.metrics import Metrics
 from serveprune.preflight import check_datasets, check_packages, check_secrets
 from serveprune.reloading.config_file import ConfigFile
 from serveprune.reloading.reloader import Reloader
+from serveprune.repository.folder_watch import FolderWatch
+from serveprune.repository.model_repository import ModelRepository
 from serveprune.rollouts.rollouts import Rollouts
 from serveprune.routing.tier_selection import QUALIFIER
 from serveprune.server import Endpoints, ReloadSignal, Server, StopSignals, artifact_builder
@@ -90,18 +92,48 @@ class OneProcess:
     failure: ServePruneError | None = None
 
     def __init__(self, config: ServePruneConfig) -> None:
-        self._server = Server(config)
-        self.start = self._server.start
-        self.stop = self._server.stop
-        self.apply = self._server.apply
+        """Assemble the parts; nothing runs yet.
+
+        Raises:
+            ConfigError: A model of the repository that is to be loaded at the start cannot be.
+        """
+        settings = config.repository
+        self._repository = ModelRepository(config) if settings.mode != "none" else None
+        self._watch: FolderWatch | None = None
+        if self._repository is None:
+            self._server = Server(config)
+            self.apply: Callable[[ServePruneConfig], None] = self._server.apply
+        else:
+            repository = self._repository
+            self._server = Server(repository.config, loadable=repository, contents=repository.contents)
+            self.apply = repository.apply
+            if settings.mode == "poll":
+                self._watch = FolderWatch(repository, poll_seconds=settings.poll_seconds)
         self.metrics = self._server.metrics
         self.rollouts = self._server.rollouts
         self.look_now = self._server.look_now
         self.wait_settled = self._server.controlplane.wait_settled
 
+    def start(self) -> Endpoints:
+        """See `Served.start`."""
+        endpoints = self._server.start()
+        if self._repository is not None:
+            self._repository.attach(self._server)
+        if self._watch is not None:
+            self._watch.start()
+        return endpoints
+
+    def stop(self) -> bool:
+        """See `Served.stop`."""
+        if self._watch is not None:
+            self._watch.stop()
+        if self._repository is not None:
+            self._repository.stop()
+        return self._server.stop()
+
     def tiers(self) -> list[dict[str, Any]]:
         """See `Served.tiers`."""
-        return [self._server.controlplane.tiers(model.name) for model in self._server.registry.models()]
+        return self._server.controlplane.all_tiers()
 
     def self_test(self, endpoints: Endpoints) -> list[str]:
         """See `Served.self_test`."""
@@ -235,9 +267,11 @@ def _show_start(
         while not settled and not stop_signals.received:
             settled = served.wait_settled(_POLL_SECONDS)
             _check(served)
-            for model in served.tiers():
+            models = served.tiers()
+            shown = shown_names(models)
+            for model in models:
                 for tier in model["tiers"]:
-                    name = f"{model['name']}{QUALIFIER}{tier['tier']}"
+                    name = f"{shown[model['name'], model['version']]}{QUALIFIER}{tier['tier']}"
                     if tier["progress"] is not None:
                         display.update(name, BuildProgress(**tier["progress"]))
                     elif tier["state"] in _SETTLED and name not in finished:

@@ -132,7 +132,7 @@ def _serve_until_stopped(
         if told is None or not told.settled:
             settled = server.controlplane.wait_settled(0)
             standing = Standing(
-                models=tuple(server.controlplane.tiers(model.name) for model in server.registry.models()),
+                models=tuple(server.controlplane.all_tiers()),
                 settled=settled,
                 answers=settled or server.dataplane.ready(),
             )

@@ -1,5 +1,6 @@
 """Tiers as a table: what each costs in quality and gains in speed and size."""
 
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -35,11 +36,19 @@ def tier_table(models: Iterable[Mapping[str, Any]]) -> Table:
         ("size", "right"),
     ):
         table.add_column(column, justify=justify, no_wrap=column != "quality", overflow="fold")  # type: ignore[arg-type]
+    names = shown_names(models)
     for model in models:
         for tier in model["tiers"]:
-            table.add_row(model["name"], *tier_row(tier, model["tiers"]))
+            table.add_row(names[model["name"], model["version"]], *tier_row(tier, model["tiers"]))
         table.add_section()
     return table
+
+
+def shown_names(models: Iterable[Mapping[str, Any]]) -> dict[tuple[str, str], str]:
+    """Return what models are called, by name and version: by their names, and versions where there are several."""
+    keys = [(model["name"], model["version"]) for model in models]
+    times = Counter(name for name, _ in keys)
+    return {(name, version): name if times[name] == 1 else f"{name} {version}" for name, version in keys}
 
 
 def _caption(models: Iterable[Mapping[str, Any]]) -> str:

@@ -5,90 +5,12 @@ only has another name counts as another one.
 """
 
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
-from enum import StrEnum
-from typing import Any, NamedTuple
 
-from serveprune.config.differences import Difference, DifferenceKind, differences
-from serveprune.config.model import DENSE, ModelConfig
+from serveprune.config.change import Change, ConfigChanges, TierName, change_of
+from serveprune.config.differences import DifferenceKind, differences
+from serveprune.config.model_changes import changes_of_model, tiers_of_entry
 from serveprune.config.problem import KeyPath
 from serveprune.config.root import ServePruneConfig
-
-
-class TierName(NamedTuple):
-    """One tier of one model."""
-
-    model: str
-    tier: str
-
-
-class Consequence(StrEnum):
-    """What a change takes, from least to most."""
-
-    AT_ONCE = "at_once"
-    """Nothing but to say so to what runs already."""
-    LOAD = "load"
-    """Tiers are judged, loaded and warmed anew; their artifacts are good as they are."""
-    BUILD = "build"
-    """New artifacts are built, judged and warmed first, but for those that the store has already."""
-    RESTART = "restart"
-    """It is laid down when a server starts."""
-
-
-@dataclass(frozen=True, slots=True)
-class Change:
-    """One change, in a setting or in what there is.
-
-    Attributes:
-        path: The key path: in the old config if it is gone from the new one, else in the new one.
-        old: The validated value before; ``None`` also where there was nothing.
-        new: The validated value after; ``None`` also where nothing is left.
-        built: Tiers whose artifacts are others by it.
-        loaded: Tiers that are judged, loaded and warmed anew, with the artifacts that they have.
-        needs_restart: A running server cannot take it on.
-        note: What else there is to know, in a few words.
-    """
-
-    path: KeyPath
-    kind: DifferenceKind
-    old: Any
-    new: Any
-    built: tuple[TierName, ...] = ()
-    loaded: tuple[TierName, ...] = ()
-    needs_restart: bool = False
-    note: str = ""
-
-    @property
-    def consequence(self) -> Consequence:
-        """The most that it takes."""
-        if self.needs_restart:
-            return Consequence.RESTART
-        if self.built:
-            return Consequence.BUILD
-        return Consequence.LOAD if self.loaded else Consequence.AT_ONCE
-
-
-@dataclass(frozen=True, slots=True)
-class ConfigChanges:
-    """All that differs between two configs; false when nothing does.
-
-    Attributes:
-        changes: In the order in which people read them.
-        built: Tiers to be built, each once, in the order of the new config.
-        loaded: Tiers to be loaded anew that need no build, likewise.
-    """
-
-    changes: tuple[Change, ...] = ()
-    built: tuple[TierName, ...] = ()
-    loaded: tuple[TierName, ...] = ()
-
-    def __bool__(self) -> bool:
-        return bool(self.changes)
-
-    @property
-    def needing_restart(self) -> tuple[Change, ...]:
-        """What a running server cannot take on."""
-        return tuple(change for change in self.changes if change.needs_restart)
 
 
 def config_changes(old: ServePruneConfig, new: ServePruneConfig) -> ConfigChanges:
@@ -104,9 +26,12 @@ def config_changes(old: ServePruneConfig, new: ServePruneConfig) -> ConfigChange
     )
     built = {tier for change in changes for tier in change.built}
     loaded = {tier for change in changes for tier in change.loaded} - built
-    tiers = [TierName(name, tier) for name, model in new.models.items() for tier in model.tiers]
+    tiers = [tier for name, entry in new.models.items() for tier in tiers_of_entry(name, entry)]
     return ConfigChanges(
         changes,
+        touched=frozenset(
+            (tier.model, tier.version or new.models[tier.model].version, tier.tier) for tier in built | loaded
+        ),
         built=tuple(tier for tier in tiers if tier in built),
         loaded=tuple(tier for tier in tiers if tier in loaded),
     )
@@ -121,59 +46,9 @@ def _of_models(old: ServePruneConfig, new: ServePruneConfig) -> Iterator[Change]
                 path, DifferenceKind.REMOVED, before, None, note="requests in flight are answered before it goes"
             )
         elif before is None:
-            yield Change(path, DifferenceKind.ADDED, None, after, built=_of_model(name, after.tiers))
+            yield Change(path, DifferenceKind.ADDED, None, after, built=tuple(tiers_of_entry(name, after)))
         else:
-            yield from _of_one_model(name, before, after)
-
-
-def _of_one_model(name: str, old: ModelConfig, new: ModelConfig) -> Iterator[Change]:
-    for difference in differences(old, new, path=("models", name)):
-        setting = difference.path[2]
-        if setting == "tiers":
-            yield from _of_tiers(name, old.tiers, new.tiers)
-            continue
-        built, loaded = _tiers_touched(str(setting), old, new)
-        yield _change(
-            difference,
-            built=_of_model(name, built),
-            loaded=_of_model(name, loaded),
-            note="" if built or loaded or len(new.tiers) > 1 else f"nothing of {DENSE}, its only tier, depends on it",
-        )
-
-
-def _tiers_touched(setting: str, old: ModelConfig, new: ModelConfig) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """Return which tiers of a model a changed setting has built anew, and which loaded anew.
-
-    The first follows what the recipes of `serveprune/artifacts/key.py` are made of. Tiers that come are a change of
-    their own.
-    """
-    every = tuple(tier for tier in new.tiers if tier in old.tiers)
-    compressed = tuple(tier for tier in every if tier != DENSE)
-    match setting:
-        case "task" | "calibration" | "evaluation":
-            return compressed, ()
-        case "backend":
-            # Dense is the same graph on every backend, and stays with ONNX Runtime under `auto`.
-            return compressed, (DENSE,) if "openvino" in (old.backend, new.backend) else ()
-        case "version" | "max_batch_size" | "max_batch_elements" | "max_queue_delay_ms":
-            return (), every
-        case _:
-            # `source` and `preprocessing` make another dense graph, of which the tiers are made. What is not known
-            # here is taken for no less.
-            return every, ()
-
-
-def _of_tiers(model: str, old: tuple[str, ...], new: tuple[str, ...]) -> Iterator[Change]:
-    path: KeyPath = ("models", model, "tiers")
-    for tier in old:
-        if tier not in new:
-            yield Change(path, DifferenceKind.REMOVED, tier, None)
-    for tier in new:
-        if tier not in old:
-            yield Change(path, DifferenceKind.ADDED, None, tier, built=(TierName(model, tier),))
-    if [tier for tier in old if tier in new] != [tier for tier in new if tier in old]:
-        note = "their order says which one stands in for another"
-        yield Change(path, DifferenceKind.CHANGED, old, new, note=note)
+            yield from changes_of_model(name, before, after)
 
 
 def _of_profiles(old: ServePruneConfig, new: ServePruneConfig) -> Iterator[Change]:
@@ -190,13 +65,17 @@ def _of_profiles(old: ServePruneConfig, new: ServePruneConfig) -> Iterator[Chang
             kept = tuple(tier for tier in tiers if tier in _tiers_of(name, old))
             for difference in differences(before, after, path=path):
                 if difference.path[2] == "gate":
-                    yield _change(difference, loaded=kept, note="judged anew by what was measured" if kept else unused)
+                    yield change_of(
+                        difference, loaded=kept, note="judged anew by what was measured" if kept else unused
+                    )
                 else:
-                    yield _change(difference, built=kept, note=unused)
+                    yield change_of(difference, built=kept, note=unused)
 
 
 def _tiers_of(profile: str, config: ServePruneConfig) -> tuple[TierName, ...]:
-    return tuple(TierName(name, profile) for name, model in config.models.items() if profile in model.tiers)
+    return tuple(
+        tier for name, entry in config.models.items() for tier in tiers_of_entry(name, entry) if tier.tier == profile
+    )
 
 
 def _of_deployments(old: ServePruneConfig, new: ServePruneConfig) -> Iterator[Change]:
@@ -204,7 +83,7 @@ def _of_deployments(old: ServePruneConfig, new: ServePruneConfig) -> Iterator[Ch
     for name in new.models:
         for difference in differences(old.deployment(name), new.deployment(name), path=("deployments", name)):
             if name in old.models:
-                yield _change(difference)
+                yield change_of(difference)
             else:
                 yield Change(difference.path, DifferenceKind.ADDED, None, difference.new)
 
@@ -223,31 +102,7 @@ def _of_sections(old: ServePruneConfig, new: ServePruneConfig) -> Iterator[Chang
     """
     for difference in differences(old, new):
         if difference.path[0] not in ("models", "profiles", "deployments"):
-            yield _change(difference, needs_restart=True, note=_RESTART_NOTES.get(difference.path, ""))
-
-
-def _change(
-    difference: Difference,
-    *,
-    built: tuple[TierName, ...] = (),
-    loaded: tuple[TierName, ...] = (),
-    needs_restart: bool = False,
-    note: str = "",
-) -> Change:
-    return Change(
-        difference.path,
-        difference.kind,
-        difference.old,
-        difference.new,
-        built=built,
-        loaded=loaded,
-        needs_restart=needs_restart,
-        note=note,
-    )
-
-
-def _of_model(model: str, tiers: Iterable[str]) -> tuple[TierName, ...]:
-    return tuple(TierName(model, tier) for tier in tiers)
+            yield change_of(difference, needs_restart=True, note=_RESTART_NOTES.get(difference.path, ""))
 
 
 def _names(old: Iterable[str], new: Iterable[str]) -> list[str]:

@@ -16,10 +16,14 @@ def consistency_problems(data: Mapping[str, Any]) -> list[Problem]:
     """Find references to nothing, and values that exclude each other."""
     checks: tuple[Callable[[Mapping[str, Any]], Iterator[Problem]], ...] = (
         _tiers_without_profile,
+        _misplaced_versions,
         _static_passes_without_calibration,
         _deployments_without_model_or_tier,
         _shared_ports,
         _processes_without_executor,
+        _nothing_to_serve,
+        _repository_of_several_processes,
+        _load_at_start_of_another_mode,
     )
     return [problem for check in checks for problem in check(data)]
 
@@ -37,6 +41,27 @@ def _tiers_without_profile(data: Mapping[str, Any]) -> Iterator[Problem]:
                 )
 
 
+def _misplaced_versions(data: Mapping[str, Any]) -> Iterator[Problem]:
+    """Find what is said of several versions where there is one, the other way round, and policies that name none."""
+    for name, model in _mappings(data, "models"):
+        versions = list(_mapping(model, "versions"))
+        if versions and "version" in model:
+            yield Problem(
+                ("models", name, "version"), "expected no version beside versions, whose keys they are, got one"
+            )
+        if model.get("source") is not None and "version_policy" in model:
+            yield Problem(
+                ("models", name, "version_policy"), "expected this with versions only, got it with one source"
+            )
+        for index, version in enumerate(_texts(model, "version_policy") if versions else ()):
+            if version is not None and version not in versions:
+                yield Problem(
+                    ("models", name, "version_policy", index),
+                    f"expected one of the versions, got {version!r}{suggestion(version, versions) or ';'} "
+                    f"versions: {', '.join(versions)}",
+                )
+
+
 def _static_passes_without_calibration(data: Mapping[str, Any]) -> Iterator[Problem]:
     static = {
         name: _mapping(entry, "quantize")["scheme"]
@@ -46,7 +71,11 @@ def _static_passes_without_calibration(data: Mapping[str, Any]) -> Iterator[Prob
     }
     for name, model in _mappings(data, "models"):
         needing = [tier for tier in _texts(model, "tiers") if tier in static]
-        if needing and model.get("calibration") is None:
+        versions = _mapping(model, "versions")
+        lacking = [
+            version for version, one in versions.items() if isinstance(one, Mapping) and one.get("calibration") is None
+        ]
+        if needing and model.get("calibration") is None and (lacking or not versions):
             yield Problem(
                 ("models", name, "calibration"),
                 f"expected a calibration set, because profile {needing[0]} quantizes with scheme {static[needing[0]]}, "
@@ -58,6 +87,8 @@ def _deployments_without_model_or_tier(data: Mapping[str, Any]) -> Iterator[Prob
     models = _mapping(data, "models")
     for name, deployment in _mapping(data, "deployments").items():
         path: KeyPath = ("deployments", name)
+        if name not in models and _has_repository(data):
+            continue  # it may be the name of a model of the repository, which is judged when that is loaded
         if name not in models:
             known = f"models: {', '.join(models)}" if models else "there are no models"
             yield Problem(path, f"expected the name of a model, got {name!r}{suggestion(name, models) or ';'} {known}")
@@ -110,6 +141,35 @@ def _processes_without_executor(data: Mapping[str, Any]) -> Iterator[Problem]:
             f"expected no more than server.executors ({executors}), for each process computes with at least one, "
             f"got {processes}",
         )
+
+
+def _nothing_to_serve(data: Mapping[str, Any]) -> Iterator[Problem]:
+    if data.get("models") == {} and not _has_repository(data):
+        yield Problem(("models",), "expected at least 1 entry, got an empty mapping")
+
+
+def _repository_of_several_processes(data: Mapping[str, Any]) -> Iterator[Problem]:
+    processes = _mapping(data, "server").get("processes", 1)
+    if _has_repository(data) and isinstance(processes, int) and processes > 1:
+        mode = _mapping(data, "repository")["mode"]
+        yield Problem(
+            ("repository", "mode"),
+            f"expected none with server.processes above 1, got {mode!r}; set server.processes: 1, or name the models "
+            "in this file, which is read again when it changes",
+        )
+
+
+def _load_at_start_of_another_mode(data: Mapping[str, Any]) -> Iterator[Problem]:
+    repository = _mapping(data, "repository")
+    mode = repository.get("mode", "none")
+    if repository.get("load_at_start") and mode in ("none", "poll"):
+        yield Problem(
+            ("repository", "load_at_start"), f"expected this with mode explicit only, got it with mode {mode}"
+        )
+
+
+def _has_repository(data: Mapping[str, Any]) -> bool:
+    return _mapping(data, "repository").get("mode", "none") in ("explicit", "poll")
 
 
 def _clash(one: Address, other: Address) -> bool:

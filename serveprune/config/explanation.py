@@ -35,6 +35,8 @@ def explain(error: ErrorDetails, *, root: type[BaseModel]) -> Problem | None:
         return Problem(place.path, _unknown_key(place))
     if kind == "missing":
         return Problem(place.path, f"expected this key, got none{_purpose(place)}")
+    if kind == "no_source":
+        return Problem((*place.path[:-1], "source"), error["msg"])
     if kind == "value_error":
         return Problem(place.path, str(error.get("ctx", {})["error"]))
     if kind == "default_factory_not_called":

@@ -9,6 +9,7 @@ from serveprune.config.consistency import consistency_problems
 from serveprune.config.document import Document, parse_document
 from serveprune.config.explanation import explain
 from serveprune.config.locations import Locations
+from serveprune.config.model import ModelEntry
 from serveprune.config.problem import Problem, description
 from serveprune.config.profile import ProfileConfig
 from serveprune.config.root import ServePruneConfig
@@ -50,6 +51,35 @@ def load_config_content(
     )
 
 
+def load_entry(path: Path, *, name: str, completed: Callable[[dict[str, Any]], dict[str, Any]]) -> ModelEntry:
+    """Read a file that holds one model, as it would stand under ``models.NAME``; without the file nothing is said.
+
+    Variables of the environment are not for it: whoever may add a model may not read them.
+
+    Args:
+        path: The file; relative paths in it become absolute against its folder.
+        name: Of the model.
+        completed: Adds to what the file says what it leaves to others.
+
+    Raises:
+        ConfigError: As for `load_config`.
+    """
+
+    def check(said: Mapping[str, Any]) -> list[Problem]:
+        found = consistency_problems({"models": {name: {**said, "tiers": []}}})
+        return [Problem(problem.path[2:], problem.message) for problem in found if problem.path[:2] == ("models", name)]
+
+    return _parse(
+        _read(path) if path.exists() else b"{}",
+        ModelEntry,
+        file=path,
+        folder=path.parent,
+        check=check,
+        environment={},
+        completed=completed,
+    )
+
+
 def load_profile(path: Path, *, environment: Mapping[str, str] | None = None) -> ProfileConfig:
     """Read a file that holds one profile, as it would stand under ``profiles.NAME``.
 
@@ -78,22 +108,24 @@ def _parse(
     folder: Path,
     check: Callable[[Mapping[str, Any]], list[Problem]],
     environment: Mapping[str, str] | None,
+    completed: Callable[[dict[str, Any]], dict[str, Any]] = lambda data: data,
 ) -> _Model:
     text = _decoded(content, file=file)
     document = parse_document(text, environment=os.environ if environment is None else environment)
     problems = list(document.problems)
     loaded = None
-    if isinstance(document.data, dict):
+    # An empty file says nothing, which is all that some need to say.
+    data = {} if document.data is None and model is ModelEntry else document.data
+    if isinstance(data, dict):
+        data = completed(data)
         try:
-            loaded = model.model_validate(
-                _with_defaulted_sections(document.data, model), context=Locations(folder.absolute())
-            )
+            loaded = model.model_validate(_with_defaulted_sections(data, model), context=Locations(folder.absolute()))
         except ValidationError as error:
             found = (explain(each, root=model) for each in error.errors(include_url=False))
             # What could not be read was reported already, and has no value that could be judged.
             unread = {problem.path for problem in problems}
             problems += (problem for problem in found if problem is not None and problem.path not in unread)
-        problems += check(document.data)
+        problems += check(data)
     elif not problems:
         keys = ", ".join(model.model_fields)
         problems.append(Problem((), f"expected a mapping with keys of {keys}, got {description(document.data)}", 1))
@@ -124,7 +156,7 @@ def _decoded(content: bytes, *, file: Path) -> str:
 def _with_defaulted_sections(data: dict[str, Any], model: type[BaseModel]) -> dict[str, Any]:
     # The default of the store's path is relative to the file's folder like any other, so a missing section is
     # validated as an empty one.
-    return {"store": {}, **data} if "store" in model.model_fields else data
+    return {"store": {}, "repository": {}, **data} if "store" in model.model_fields else data
 
 
 def _texts(problems: list[Problem], *, document: Document, file: Path) -> list[str]:

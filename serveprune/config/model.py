@@ -2,12 +2,14 @@ from collections import Counter
 from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, ConfigDict, Discriminator, Field, Tag, ValidationInfo, field_validator
+from pydantic_core import PydanticCustomError
 
 from serveprune.config.base import ConfigModel
 from serveprune.config.locations import DatasetFile, ExistingFile, HuggingFaceFolder
 from serveprune.config.names import Name
-from serveprune.config.numbers import Number, PositiveWholeNumber, WholeNumber
+from serveprune.config.numbers import BatchRows, DelayMilliseconds, Number, PositiveWholeNumber, WholeNumber
 from serveprune.config.problem import description
+from serveprune.config.versions import LATEST, VersionPolicy, served_versions, version_order
 
 DENSE = "dense"
 """The tier with no pass applied; every model has it."""
@@ -191,11 +193,13 @@ class ImagePreprocessing(ConfigModel):
 Preprocessing = Annotated[TextPreprocessing | ImagePreprocessing, Field(discriminator="kind")]
 
 
-class ModelConfig(ConfigModel):
-    """What is registered under one name: where it comes from, what measures it, which tiers it has."""
+class _Described(ConfigModel):
+    """What can be said of one version of a model, or of all of them."""
 
-    source: Source = Field(
-        description="Where the graph comes from: a mapping with one of the keys onnx, huggingface, torch, pt2."
+    source: Source | None = Field(
+        default=None,
+        description="Where the graph comes from: a mapping with one of the keys onnx, huggingface, torch, pt2. Needed, "
+        "unless there are `versions`.",
     )
     task: Literal["classification", "embedding", "generic"] | None = Field(
         default=None,
@@ -245,16 +249,100 @@ class ModelConfig(ConfigModel):
         "a free executor takes at once what waits.",
     )
 
-    @property
-    def of_all_tiers(self) -> "ModelConfig":
-        """What all tiers depend on: everything but which ones there are."""
-        return self.model_copy(update={"tiers": ()})
-
     @field_validator("tiers")
     @classmethod
     def _dense_is_first(cls, tiers: tuple[str, ...]) -> tuple[str, ...]:
         _expect_each_once(tiers)
         return (DENSE, *(tier for tier in tiers if tier != DENSE))
+
+
+class ModelConfig(_Described):
+    """One version of a model: where it comes from, what measures it, which tiers it has."""
+
+    source: Source = Field(
+        description="Where the graph comes from: a mapping with one of the keys onnx, huggingface, torch, pt2."
+    )
+
+    @property
+    def of_all_tiers(self) -> "ModelConfig":
+        """What all tiers depend on: everything but which ones there are."""
+        return self.model_copy(update={"tiers": ()})
+
+
+class VersionConfig(ConfigModel):
+    """One of several versions of a model; what it leaves out is as the model says. All have the model's tiers."""
+
+    source: Source = Field(
+        description="Where the graph comes from: a mapping with one of the keys onnx, huggingface, torch, pt2."
+    )
+    task: Literal["classification", "embedding", "generic"] | None = Field(
+        default=None, description="Default: that of the model."
+    )
+    preprocessing: Preprocessing | None = Field(default=None, description="Default: that of the model.")
+    calibration: DatasetConfig | None = Field(default=None, description="Default: that of the model.")
+    evaluation: DatasetConfig | None = Field(default=None, description="Default: that of the model.")
+    backend: Literal["onnxruntime", "openvino", "auto"] | None = Field(
+        default=None, description="Default: that of the model."
+    )
+    max_batch_size: BatchRows | None = Field(default=None, description="Default: that of the model.")
+    max_batch_elements: PositiveWholeNumber | None = Field(default=None, description="Default: that of the model.")
+    max_queue_delay_ms: DelayMilliseconds | None = Field(default=None, description="Default: that of the model.")
+
+    def said(self) -> dict[str, Any]:
+        """Return what it does not leave to the model, by setting."""
+        values = {name: getattr(self, name) for name in type(self).model_fields}
+        return {name: value for name, value in values.items() if value is not None}
+
+
+class ModelEntry(_Described):
+    """What is registered under one name, in one version or several."""
+
+    versions: dict[Name, VersionConfig] = Field(
+        default_factory=dict,
+        validate_default=True,
+        description="Version (in quotes) -> what it is, instead of `source` and `version`. Digits within a version are "
+        "compared as numbers, the rest as text: 10 is higher than 9.",
+        json_schema_extra={"additionalProperties": False},
+    )
+    version_policy: VersionPolicy = Field(
+        default=LATEST,
+        description="Which of the `versions` are served: `latest`, the highest; `{latest: 2}`, so many of the highest; "
+        "`all`; or a list. Requests that name no version get the highest of them that is ready.",
+    )
+
+    @field_validator("versions")
+    @classmethod
+    def _one_of_both(cls, versions: dict[str, VersionConfig], info: ValidationInfo) -> dict[str, VersionConfig]:
+        # A source that is wrong is reported already, and not among the data.
+        if "source" in info.data:
+            if versions and info.data["source"] is not None:
+                raise ValueError("expected source or versions, got both")
+            if not versions and info.data["source"] is None:
+                raise PydanticCustomError(
+                    "no_source",
+                    "expected source (a mapping with one of the keys onnx, huggingface, torch, pt2) or versions, got "
+                    "neither",
+                )
+        return versions
+
+    @property
+    def by_version(self) -> dict[str, ModelConfig]:
+        """All versions, the lowest first, each as if it were the only one; also those that are not served."""
+        shared = {name: getattr(self, name) for name in _Described.model_fields}
+        each = {version: shared | own.said() | {"version": version} for version, own in self.said_of_versions().items()}
+        return {version: ModelConfig.model_validate(each[version]) for version in sorted(each, key=version_order)}
+
+    @property
+    def served(self) -> dict[str, ModelConfig]:
+        """The versions that the policy has served, the lowest first."""
+        every = self.by_version
+        return {version: every[version] for version in served_versions(every, self.version_policy)}
+
+    def said_of_versions(self) -> dict[str, VersionConfig]:
+        """Return what is said of each version itself."""
+        if self.source is not None:
+            return {self.version: VersionConfig.model_construct(source=self.source)}
+        return self.versions
 
 
 def _expect_each_once(names: list[str] | tuple[str, ...]) -> None:

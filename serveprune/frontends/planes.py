@@ -1,5 +1,6 @@
 """What the front end needs of the serving core; ``serving.DataPlane`` and ``serving.ControlPlane`` have it."""
 
+from concurrent.futures import Future
 from typing import Any, Protocol
 
 from serveprune.oip.answer import Answer
@@ -49,12 +50,20 @@ class DataPlane(Protocol):
 
 
 class ControlPlane(Protocol):
-    """Tells what is registered. Every method may raise ``ServePruneError`` and none may block."""
+    """Tells what is registered, and changes it. Every method may raise ``ServePruneError`` and none may block."""
 
     def index(self, *, ready_only: bool = False) -> list[RepositoryEntry]:
         """Return the repository index."""
         ...
 
-    def tiers(self, name: str) -> dict[str, Any]:
+    def tiers(self, name: str, *, version: str | None) -> dict[str, Any]:
         """Return the tiers of a model, ready to be JSON."""
+        ...
+
+    def load(self, name: str) -> "Future[None]":
+        """Begin to load a model of the repository; done when it answers."""
+        ...
+
+    def unload(self, name: str) -> "Future[None]":
+        """Begin to unload a model of the repository; done when nothing new reaches it."""
         ...

@@ -1,10 +1,11 @@
 import threading
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import replace
 from types import MappingProxyType
 from typing import Any
 
 from serveprune.config.model import DENSE, ModelConfig
+from serveprune.config.versions import version_order
 from serveprune.errors import NotFound
 from serveprune.models.instance import Instance
 from serveprune.models.variant import Variant, VariantState
@@ -20,10 +21,20 @@ class Model:
         default_tier: Serves requests that name none.
         priority: Of requests that name none.
         key: Name and version.
+        content: What its files were like, where they may change under their names; else nothing.
     """
 
-    def __init__(self, name: str, config: ModelConfig, *, default_tier: str, priority: int = DEFAULT_PRIORITY) -> None:
+    def __init__(
+        self,
+        name: str,
+        config: ModelConfig,
+        *,
+        default_tier: str,
+        priority: int = DEFAULT_PRIORITY,
+        content: str = "",
+    ) -> None:
         self.name = name
+        self.content = content
         self.config = config
         self.version = config.version
         self.key = (name, config.version)
@@ -172,33 +183,79 @@ def _takes_over(renewal: Variant, present: Variant) -> bool:
 
 
 class Registry:
-    """The models of one server, by name. Thread-safe: the table is replaced whole."""
+    """The models of one server, by name and version. Thread-safe: the tables are replaced whole.
 
-    def __init__(self, models: Mapping[str, Model]) -> None:
-        self._models = dict(models)
+    Requests that name no version get the highest one that is ready. One that serves goes on until a higher one is ready
+    with all its tiers (each ready, refused or failed), so that nobody who asks for a tier is served by a stand-in
+    meanwhile.
+    """
 
-    def replace(self, models: Mapping[str, Model]) -> None:
-        """Have other models from now on."""
-        self._models = dict(models)
+    def __init__(self, models: Iterable[Model]) -> None:
+        self._versions: Mapping[str, Mapping[str, Model]] = {}
+        self._current: dict[str, Model] = {}
+        self.replace(models)
 
-    def find(self, name: str) -> Model | None:
-        """Return a model, if there is one of that name."""
-        return self._models.get(name)
+    def replace(self, models: Iterable[Model]) -> None:
+        """Have other models from now on; no two of one name and version."""
+        versions: dict[str, dict[str, Model]] = {}
+        for model in models:
+            versions.setdefault(model.name, {})[model.version] = model
+        self._versions = {
+            name: dict(sorted(each.items(), key=lambda item: version_order(item[0]))) for name, each in versions.items()
+        }
+        self.refresh()
+
+    def refresh(self) -> None:
+        """Find anew which version requests get that name none; to be called when a variant has changed."""
+        self._current = {
+            name: _current(self._current.get(name), list(versions.values()))
+            for name, versions in self._versions.items()
+        }
+
+    def find(self, name: str, version: str) -> Model | None:
+        """Return a version of a model, if there is one."""
+        return self._versions.get(name, {}).get(version)
 
     def get(self, name: str, *, version: str | None = None) -> Model:
-        """Return a model.
+        """Return a version of a model, by default the one that requests get which name none.
 
         Raises:
             NotFound: No model of that name, or not in that version; the message lists what there is.
         """
-        model = self._models.get(name)
+        model = self._current.get(name)
         if model is None:
-            known = ", ".join(sorted(self._models)) or "none"
+            known = ", ".join(sorted(self._current)) or "none"
             raise NotFound(f"no model named {name!r} is registered; registered: {known}")
         if version and version != model.version:
-            raise NotFound(f"model {name} has no version {version!r}; it has: {model.version}")
+            versions = self._versions.get(name, {})
+            if version not in versions:
+                raise NotFound(f"model {name} has no version {version!r}; it has: {', '.join(versions)}")
+            return versions[version]
         return model
 
+    def find_current(self, name: str) -> Model | None:
+        """Return the version of a model that requests get which name none, if there is such a model."""
+        return self._current.get(name)
+
+    def versions(self, name: str) -> list[Model]:
+        """Return all versions of a model, the lowest first; none where there is no such model."""
+        return list(self._versions.get(name, {}).values())
+
+    def current(self) -> list[Model]:
+        """Return of each model the version that requests get which name none, in the order of the config."""
+        return list(self._current.values())
+
     def models(self) -> list[Model]:
-        """Return all models in the order of the config."""
-        return list(self._models.values())
+        """Return all models in the order of the config, of each the lowest version first."""
+        return [model for versions in self._versions.values() for model in versions.values()]
+
+
+def _current(former: Model | None, versions: Sequence[Model]) -> Model:
+    """Choose among the versions of a model, the lowest first; the former one serves until a better one is complete."""
+    ready = [model for model in versions if model.is_ready]
+    if not ready:
+        return former if former in versions and former is not None else versions[-1]
+    if former not in ready:
+        return ready[-1]
+    complete = [model for model in ready if model.is_settled]
+    return max([former, *complete], key=versions.index)

@@ -7,7 +7,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from enum import StrEnum
 
-from serveprune.config.changes import Change, ConfigChanges, config_changes
+from serveprune.config.change import Change, ConfigChanges
+from serveprune.config.changes import config_changes
 from serveprune.config.differences import DifferenceKind
 from serveprune.config.root import ServePruneConfig
 from serveprune.config.value_text import changed_texts, value_text

@@ -19,6 +19,7 @@ class Call:
     Attributes:
         name: Of the model as it was asked for, with its qualifier if it had one; and the id of the request.
         outputs: That are wanted; empty for all.
+        version: That was asked for, if any.
         size_bytes: Of the inputs, which are freed sooner than the answer is, so that no reference to them is here.
         series: Of the variant that serves; of the tier that is wanted until one is chosen.
         more: See `DataPlane.submit`.
@@ -31,6 +32,7 @@ class Call:
     name: str
     id: str | None
     outputs: tuple[str, ...]
+    version: str | None
     model: Model
     choice: TierChoice
     objective: Objective | None
@@ -52,7 +54,8 @@ class Call:
         assert self.route is not None
         return InferenceResponse(
             model=self.name,
-            version=self.model.version,
+            # Not that of the model that admitted it: another one may have taken over meanwhile.
+            version=self.route.instance.identity[1],
             outputs=outputs,
             tier=self.route.tier,
             tier_reason=self.route.explanation,

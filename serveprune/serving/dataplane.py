@@ -62,7 +62,7 @@ class DataPlane:
         self._max_rows = max_request_rows
         self._clock = clock
         self._preprocessing = ThreadPoolExecutor(preprocessing_threads, thread_name_prefix="preprocessing")
-        self._in_preprocessing: set[Future[None]] = set()
+        self._in_preprocessing: dict[Future[None], Model] = {}
         self._metrics = metrics
         self._series: dict[tuple[tuple[str, str], str], VariantSeries] = {}
         self._in_flight: dict[tuple[str, str], Gauge] = {}
@@ -124,6 +124,7 @@ class DataPlane:
             request.model,
             request.id,
             request.outputs,
+            request.version,
             model,
             choice,
             objective,
@@ -152,11 +153,11 @@ class DataPlane:
         except RuntimeError:  # the pool was shut down
             self._settlement.fail(call, _shutting_down())
             return
-        self._in_preprocessing.add(step)
+        self._in_preprocessing[step] = call.model
         step.add_done_callback(lambda step: self._preprocessed(call, step))
 
     def _preprocessed(self, call: Call, step: "Future[None]") -> None:
-        self._in_preprocessing.discard(step)
+        self._in_preprocessing.pop(step, None)
         if step.cancelled():
             self._settlement.fail(call, _shutting_down())
 
@@ -176,7 +177,7 @@ class DataPlane:
             self._queue_for(call.model, call, tensors)
         except InstanceRetired:
             # The config has changed while the request was preprocessed.
-            self._queue_for(self._registry.get(call.choice.model), call, tensors)
+            self._queue_for(self._registry.get(call.choice.model, version=call.version), call, tensors)
 
     def _queue_for(self, model: Model, call: Call, tensors: Sequence[Tensor]) -> None:
         # All tiers of a model take and give the same; without any, this says why.
@@ -247,13 +248,17 @@ class DataPlane:
         self._preprocessing.shutdown(wait=False, cancel_futures=True)
         return not self._in_preprocessing
 
+    def is_preprocessing(self, model: Model) -> bool:
+        """Tell whether a request to a model is at its preprocessing, after which it asks for a variant."""
+        return any(one is model for one in list(self._in_preprocessing.values()))
+
     def live(self) -> bool:
         """Tell whether the process answers at all."""
         return True
 
     def ready(self) -> bool:
-        """Tell whether every model would answer a request that names no tier."""
-        return all(model.is_ready for model in self._registry.models())
+        """Tell whether every model would answer a request that names neither version nor tier."""
+        return all(model.is_ready for model in self._registry.current())
 
     def server_metadata(self) -> ServerMetadata:
         """Return who answers."""
@@ -293,7 +298,8 @@ class DataPlane:
             properties["input_alternatives"] = (
                 f"{model.preprocessor.input.name} | {','.join(model.preprocessor.targets)}"
             )
-        return ModelMetadata(name, (model.version,), f"{backend}_onnx", inputs, served.outputs, properties)
+        versions = tuple(each.version for each in self._registry.versions(model.name))
+        return ModelMetadata(name, versions, f"{backend}_onnx", inputs, served.outputs, properties)
 
     def _lookup(self, name: str, *, version: str | None) -> tuple[Model, Variant]:
         model_name, tier = split_name(name)

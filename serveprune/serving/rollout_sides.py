@@ -54,12 +54,12 @@ class RolloutSides:
             self._obey(model)
 
     def _obey(self, model: str) -> None:
-        sides, part, registered = self._sides.get(model), self._parts.get(model), self._registry.find(model)
+        sides, part, registered = self._sides.get(model), self._parts.get(model), self._registry.find_current(model)
         if sides is not None and part is not None and registered is not None:
             self._router.obey(registered, CanaryOrder(*part, *sides[2:]))
 
     def _artifact(self, model: str, tier: str) -> str | None:
-        registered = self._registry.find(model)
+        registered = self._registry.find_current(model)
         variant = registered.variants.get(tier) if registered is not None else None
         if variant is None or variant.instance is None or variant.artifact is None:
             return None

@@ -56,7 +56,7 @@ def main() -> None:
     versions = ", ".join(f"{name} {made_with[name]}" for name in ("onnxruntime", "openvino", "nncf"))
     print(f"{machine()}; {versions}; batch of {BATCH_SIZE}, {THREADS} thread, {options.tokens} tokens\n")
     print("| model | graph | backend | speedup | ms | quality against dense | batch deviation |\n" + "|---" * 7 + "|")
-    for name, model in config.models.items():
+    for (name, _), model in config.served().items():
         with TemporaryDirectory() as folder:
             for row in _rows(config, name, model, Path(folder), tokens=options.tokens):
                 print("| " + " | ".join((name, *row)) + " |", flush=True)

@@ -156,7 +156,7 @@ def _embeddings(session: Session, dataset: Dataset) -> Array:
 
 
 def _subject(name: str, folder: Path, data: Path | None) -> tuple[ModelConfig, Head | None]:
-    model = load_config(lay_out(folder / "demo")).models[name]
+    model = load_config(lay_out(folder / "demo")).model(name)
     if name == "fashion":
         if data is None:
             raise SystemExit(f"--data: {HOW_TO_GET_THE_DATA}")

@@ -150,7 +150,7 @@ class _SentenceEncoder(nn.Module):
 
 def minilm(folder: Path) -> Subject:
     """The sentence encoder of the demo, 8 texts of 128 tokens."""
-    config = load_config(lay_out(folder / "demo")).models["minilm"]
+    config = load_config(lay_out(folder / "demo")).model("minilm")
     import_model(config, folder=folder, progress=lambda share, what: None)
     assert isinstance(config.source, HuggingFaceSource)
     tokens = torch.randint(1000, VOCABULARY, (8, TOKENS), generator=torch.Generator().manual_seed(0))

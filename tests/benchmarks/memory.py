@@ -119,12 +119,12 @@ def under_requests(config_file: Path, *, requests: int) -> float:
 
 
 def _artifact(config: ServePruneConfig, repository: VariantRepository, model: str, tier: str) -> Artifact:
-    dense = repository.find_dense(config.models[model])
+    dense = repository.find_dense(config.model(model))
     found = dense
     if dense is not None and tier != DENSE:
         profile = config.profile(tier)
         assert profile is not None
-        found = repository.find_tier(config.models[model], dense=dense, profile=profile)
+        found = repository.find_tier(config.model(model), dense=dense, profile=profile)
     if found is None:
         raise SystemExit(f"the store lacks {model} {tier}; run `serveprune demo --check --folder ...` first")
     return found

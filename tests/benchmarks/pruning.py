@@ -130,12 +130,12 @@ def main() -> None:
 
 def minilm(folder: Path) -> Subject:
     """The sentence encoder of the demo."""
-    return Subject(load_config(lay_out(folder / "demo")).models["minilm"], speedup=1.5, further={})
+    return Subject(load_config(lay_out(folder / "demo")).model("minilm"), speedup=1.5, further={})
 
 
 def fashion(folder: Path) -> Subject:
     """The image classifier of the demo."""
-    return Subject(load_config(lay_out(folder / "demo")).models["fashion"], speedup=2.0, further={})
+    return Subject(load_config(lay_out(folder / "demo")).model("fashion"), speedup=2.0, further={})
 
 
 def efficientnet_lite0(folder: Path) -> Subject:

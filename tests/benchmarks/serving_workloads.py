@@ -61,7 +61,7 @@ def load_workload(name: str, *, folder: Path) -> Workload:
     content = {"store": {"path": str(folder / "store")}, "models": {name: {"source": source}}}
     config_file.write_text(yaml.safe_dump(content, sort_keys=False))
     config = load_config(config_file)
-    request = BuildRequest(model_name=name, model=config.models[name], tier=DENSE, profile=config.profile(DENSE))
+    request = BuildRequest(model_name=name, model=config.model(name), tier=DENSE, profile=config.profile(DENSE))
     builder = SubprocessBuilder(config.store, config.builds, threads_of_serving=1)
     result = builder.build(request, on_progress=lambda progress: None, cancelled=Event())
     if result.outcome is BuildOutcome.FAILED or result.key is None:
@@ -162,7 +162,7 @@ def _fashion(folder: Path) -> dict[str, str]:
 
 
 def _minilm(folder: Path) -> dict[str, object]:
-    source = load_config(lay_out(folder / "demo")).models["minilm"].source
+    source = load_config(lay_out(folder / "demo")).model("minilm").source
     assert isinstance(source, HuggingFaceSource)
     return source.model_dump(mode="json")
 

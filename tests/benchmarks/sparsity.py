@@ -56,7 +56,7 @@ def main() -> None:
         for name in arguments.models.split(","):
             for method in arguments.methods.split(","):
                 for asked in arguments.sparsities.split(","):
-                    cells, ratio = row(name, config.models[name], method, asked, store=folder / "store")
+                    cells, ratio = row(name, config.model(name), method, asked, store=folder / "store")
                     print("| " + " | ".join(cells) + " |", flush=True)
                     if ":" not in asked and float(asked) >= WANTED_SPARSITY and ratio > WANTED_BYTES:
                         missed.append(f"{name} {method} {asked}: {ratio:.3f}")

@@ -34,7 +34,7 @@ def main() -> None:
     ratios = " | ".join(f"speedup, batch {size}" for size in BATCH_SIZES)
     print(f"| model | tier | quality against dense | batch deviation | {ratios} | size |")
     print("|---" * (5 + len(BATCH_SIZES)) + "|")
-    for name, model in config.models.items():
+    for (name, _), model in config.served().items():
         for row in _rows(config, name, model):
             print("| " + " | ".join(row) + " |", flush=True)
 

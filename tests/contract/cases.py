@@ -91,6 +91,38 @@ class Case:
 
 
 @dataclass(frozen=True, slots=True)
+class ChangeCase:
+    """One request to load or unload a model, and the code of its refusal.
+
+    Attributes:
+        mentions: What the error's message must contain.
+    """
+
+    action: str
+    model: str
+    parameters: Mapping[str, bool | str] = field(default_factory=dict)
+    refusal: Code | None = None
+    mentions: str = ""
+
+    def __str__(self) -> str:
+        return " ".join((self.action, self.model, *self.parameters))
+
+
+CHANGES = (
+    ChangeCase("load", "add"),
+    ChangeCase("unload", "add"),
+    ChangeCase("unload", "add", {"unload_dependents": True}),
+    ChangeCase("load", "add", {"config": "{}"}, Code.UNIMPLEMENTED, "'config' is not supported"),
+    ChangeCase("load", "add", {"file:1/model.onnx": "x"}, Code.UNIMPLEMENTED, "'file:1/model.onnx' is not supported"),
+    ChangeCase("unload", "add", {"force": True}, Code.UNIMPLEMENTED, "'force' is not supported"),
+    ChangeCase("load", "refused", {}, Code.FAILED_PRECONDITION, "not loaded here"),
+    ChangeCase("unload", "refused", {}, Code.FAILED_PRECONDITION, "not loaded here"),
+    ChangeCase("load", "failing", {}, Code.FAILED_PRECONDITION, "the graph is broken"),
+    ChangeCase("load", "crashing", {}, Code.INTERNAL, "internal error"),
+)
+
+
+@dataclass(frozen=True, slots=True)
 class ElementsCase:
     """One input element by element, in JSON or in gRPC's typed contents, that is refused.
 

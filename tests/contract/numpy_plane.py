@@ -2,7 +2,7 @@
 
 import threading
 from collections.abc import Callable, Mapping
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
@@ -67,6 +67,7 @@ class NumpyPlane:
         release: Lets the model ``slow`` end.
         is_ready: What ``ready`` answers.
         may_submit: Cleared to hold up whoever submits.
+        changes: What was loaded and unloaded.
         rounds: How many requests came before each `proceed`.
     """
 
@@ -79,6 +80,7 @@ class NumpyPlane:
         self.may_submit = threading.Event()
         self.may_submit.set()
         self.rounds: list[int] = []
+        self.changes: list[tuple[str, str]] = []
         self._together = 0
         self._threads = ThreadPoolExecutor(4, thread_name_prefix="numpy-plane")
         self._models = self._build_models()
@@ -126,9 +128,33 @@ class NumpyPlane:
         loading = [RepositoryEntry("unready", "1", ModelState.LOADING, "being imported")]
         return entries if ready_only else entries + loading
 
-    def tiers(self, name: str) -> dict[str, Any]:
-        model = self._model(name, version=None)
+    def tiers(self, name: str, *, version: str | None = None) -> dict[str, Any]:
+        model = self._model(name, version=version)
         return {"model": name, "tiers": [{"name": tier, "state": "READY"} for tier in model.tiers]}
+
+    def load(self, name: str) -> "Future[None]":
+        return self._change("load", name)
+
+    def unload(self, name: str) -> "Future[None]":
+        return self._change("unload", name)
+
+    def _change(self, action: str, name: str) -> "Future[None]":
+        """Do what the name says."""
+        match name:
+            case "refused":
+                raise FailedPrecondition("models are not loaded here")
+            case "failing":
+                return self._threads.submit(_raise, FailedPrecondition("the graph is broken"))
+            case "crashing":
+                return self._threads.submit(_raise, ValueError(f"cannot read {SECRET}"))
+            case "lasting":
+                return self._threads.submit(self._change_later, action, name)
+            case _:
+                return self._threads.submit(self.changes.append, (action, name))
+
+    def _change_later(self, action: str, name: str) -> None:
+        self._wait({})
+        self.changes.append((action, name))
 
     def _resolve(self, request: InferenceRequest) -> tuple[str, str]:
         choice = choose_tier(request)
@@ -157,6 +183,10 @@ class NumpyPlane:
         if not self.release.wait(60):
             raise TimeoutError("nobody released the slow model")
         return {"done": np.array([1], dtype=np.int32)}
+
+
+def _raise(error: Exception) -> None:
+    raise error
 
 
 def _identity(datatype: Datatype) -> _Model:

@@ -118,6 +118,47 @@ def test_model_is_replaced_added_and_removed_and_no_request_is_lost(
         assert server.metric("serveprune_tier_ready", model="add1", version="2") == 1
 
 
+def answers(server: ServerProcess, model: str, *versions: str) -> dict[str, float]:
+    """Return what each version makes of 0, over both protocols, which must agree."""
+    zeros, said = np.zeros((1, 4), np.float32), {}
+    for version in versions:
+        body = {"inputs": [{"name": "x", "datatype": "FP32", "shape": [1, 4], "data": [0, 0, 0, 0]}]}
+        over_http = server.http.post(f"/v2/models/{model}/versions/{version}/infer", json=body).json()
+        request = of_arrays(model, x=zeros)
+        request.model_version = version
+        over_grpc = server.stub.ModelInfer(request)
+        assert over_http["model_version"] == over_grpc.model_version == version
+        said[version] = over_http["outputs"][0]["data"][0]
+        assert np.frombuffer(over_grpc.raw_output_contents[0], np.float32)[0] == said[version]
+    return said
+
+
+@pytest.mark.parametrize("processes", [1, 2])
+def test_versions_come_and_go_and_no_request_is_lost(serve: Serve, tmp_path: Path, processes: int) -> None:
+    with adders(serve, tmp_path, processes=processes) as (server, config), Callers(server, "add1") as callers:
+        one = {"source": {"onnx": "add1.onnx"}, "max_batch_size": 8}
+        three = {"source": {"onnx": "add3.onnx"}}
+        add2 = config.content["models"]["add2"]
+        config.write(models={"add1": {"versions": {"1": one, "3": three}, "version_policy": "all"}, "add2": add2})
+        wait_until(lambda: callers.seen["3.0"] > 50, what="the higher version answers")
+        wait_until(lambda: server.http.get("/v2/models/add1").json()["versions"] == ["1", "3"], what="both are listed")
+        for _ in range(10):
+            assert answers(server, "add1", "1", "3") == {"1": 1.0, "3": 3.0}
+        refused = server.http.get("/v2/models/add1/versions/2")
+        assert (refused.status_code, refused.json()["error"]) == (404, "model add1 has no version '2'; it has: 1, 3")
+        assert server.http.get("/v2/models/add1/versions/1/tiers").json()["version"] == "1"
+        wait_until(
+            lambda: server.metric("serveprune_tier_ready", model="add1") == 2, what="the series show both versions"
+        )
+
+        seen = dict(callers.seen)
+        config.write(models={"add1": {"versions": {"1": one, "3": three}, "version_policy": ["1"]}, "add2": add2})
+        wait_until(lambda: callers.seen["1.0"] > seen["1.0"] + 50, what="the lower version answers again")
+        wait_until(lambda: server.http.get("/v2/models/add1").json()["versions"] == ["1"], what="the other is gone")
+        assert set(callers.seen) == {"1.0", "3.0"}, callers.seen
+        assert server.metric(SUCCESSFUL) == 1
+
+
 @pytest.mark.parametrize("processes", [1, 2])
 def test_config_that_is_wrong_changes_nothing_until_it_is_mended(serve: Serve, tmp_path: Path, processes: int) -> None:
     with adders(serve, tmp_path, processes=processes) as (server, config), Callers(server, "add1") as callers:

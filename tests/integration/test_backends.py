@@ -66,7 +66,7 @@ def bring_up(store_config: StoreConfig, store: ArtifactStore) -> Iterator[Callab
         repository = VariantRepository(store, load_backend, threads=1, any_environment=False)
         builder = SubprocessBuilder(store_config, BuildsConfig())
         plane = ControlPlane(
-            Registry({"net": model}), repository, builder, VariantReporter(Metrics()), profiles={"small": profile}
+            Registry([model]), repository, builder, VariantReporter(Metrics()), profiles={"small": profile}
         )
         planes.append(plane)
         plane.start()

@@ -4,12 +4,12 @@ import math
 import threading
 import time
 from collections.abc import Callable, Mapping
-from concurrent.futures import CancelledError, ThreadPoolExecutor
-from typing import Any, NoReturn
+from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
+from typing import Any
 
 from google.protobuf.message import Message
 
-from serveprune.errors import Cancelled, Code, DeadlineExceeded, InvalidArgument, ServePruneError, Unimplemented
+from serveprune.errors import Cancelled, Code, DeadlineExceeded, InvalidArgument, ServePruneError
 from serveprune.frontends.authorization import Authorization
 from serveprune.frontends.grpc.decoding import TIER_METADATA, decode_request
 from serveprune.frontends.grpc.encoding import (
@@ -24,13 +24,15 @@ from serveprune.frontends.grpc.runtime import RpcMethodHandler, ServicerContext
 from serveprune.frontends.planes import ControlPlane, DataPlane
 from serveprune.oip.answer import Answer
 from serveprune.oip.messages import InferenceRequest, InferenceResponse
+from serveprune.oip.repository_requests import expect_no_overrides
+
+_LOOK_SECONDS = 0.2
+"""How often whoever waits for a change of the repository looks whether its caller is still there."""
 
 SERVICE: str = pb.DESCRIPTOR.services_by_name["GRPCInferenceService"].full_name
 
 _FOR_EVERYBODY = ("ServerLive", "ServerReady")
 """Methods that need no token: probes have none, and they tell nothing of the models."""
-
-_FIXED_REPOSITORY = "models come from the configuration file; change it instead of loading or unloading by request"
 
 
 class InferenceService:
@@ -77,9 +79,20 @@ class InferenceService:
             "ServerMetadata": (self.server_metadata, pb.ServerMetadataRequest),
             "ModelMetadata": (self.model_metadata, pb.ModelMetadataRequest),
             "RepositoryIndex": (self.repository_index, pb.RepositoryIndexRequest),
-            "RepositoryModelLoad": (self.repository_change, pb.RepositoryModelLoadRequest),
-            "RepositoryModelUnload": (self.repository_change, pb.RepositoryModelUnloadRequest),
         }
+        return self._handlers(answers, methods, pool=pool)
+
+    def slow_handlers(self, methods: UnaryMethods, *, pool: ThreadPoolExecutor) -> Mapping[str, RpcMethodHandler]:
+        """Return the handlers of the methods that wait for a model to be loaded or unloaded, a thread each."""
+        answers: dict[str, tuple[Method, type[Message]]] = {
+            "RepositoryModelLoad": (self.repository_load, pb.RepositoryModelLoadRequest),
+            "RepositoryModelUnload": (self.repository_unload, pb.RepositoryModelUnloadRequest),
+        }
+        return self._handlers(answers, methods, pool=pool)
+
+    def _handlers(
+        self, answers: Mapping[str, tuple[Method, type[Message]]], methods: UnaryMethods, *, pool: ThreadPoolExecutor
+    ) -> Mapping[str, RpcMethodHandler]:
         return {
             name: methods.handler(
                 answer,
@@ -114,17 +127,26 @@ class InferenceService:
         self, request: pb.RepositoryIndexRequest, context: ServicerContext
     ) -> pb.RepositoryIndexResponse:
         """Answer ``RepositoryIndex``."""
-        if request.repository_name:
-            raise InvalidArgument(f"expected no repository_name, for there is one, got {request.repository_name!r}")
+        _expect_the_repository(request.repository_name)
         return encode_index(self._controlplane.index(ready_only=request.ready))
 
-    def repository_change(
-        self,
-        request: pb.RepositoryModelLoadRequest | pb.RepositoryModelUnloadRequest,
-        context: ServicerContext,
-    ) -> NoReturn:
-        """Answer ``RepositoryModelLoad`` and ``RepositoryModelUnload``."""
-        raise Unimplemented(_FIXED_REPOSITORY)
+    def repository_load(
+        self, request: pb.RepositoryModelLoadRequest, context: ServicerContext
+    ) -> pb.RepositoryModelLoadResponse:
+        """Answer ``RepositoryModelLoad``."""
+        _expect_the_repository(request.repository_name)
+        expect_no_overrides(request.parameters, loads=True)
+        _await_change(self._controlplane.load(request.model_name), context)
+        return pb.RepositoryModelLoadResponse()
+
+    def repository_unload(
+        self, request: pb.RepositoryModelUnloadRequest, context: ServicerContext
+    ) -> pb.RepositoryModelUnloadResponse:
+        """Answer ``RepositoryModelUnload``."""
+        _expect_the_repository(request.repository_name)
+        expect_no_overrides(request.parameters, loads=False)
+        _await_change(self._controlplane.unload(request.model_name), context)
+        return pb.RepositoryModelUnloadResponse()
 
     def model_infer(self, request: pb.ModelInferRequest, context: ServicerContext) -> pb.ModelInferResponse:
         """Answer ``ModelInfer``; the serving tier is in the trailing metadata too."""
@@ -174,6 +196,21 @@ class InferenceService:
             return answer.result()
         except CancelledError:
             raise Cancelled("the caller left before the request was answered") from None
+
+
+def _expect_the_repository(name: str) -> None:
+    if name:
+        raise InvalidArgument(f"expected no repository_name, for there is one, got {name!r}")
+
+
+def _await_change(change: "Future[None]", context: ServicerContext) -> None:
+    """Wait for a change of the repository, which goes on when the caller leaves: others may have asked for it too."""
+    while True:
+        try:
+            return change.result(_LOOK_SECONDS)
+        except TimeoutError:
+            if not context.is_active():
+                raise Cancelled("the caller left before the change was made; it goes on") from None
 
 
 def _tier_metadata(response: InferenceResponse) -> tuple[tuple[str, str], ...]:

@@ -33,6 +33,9 @@ _QUICK_WORKERS = 8
 _STREAM_WORKERS = 4
 """Threads for reflection; each open stream occupies one."""
 
+_CHANGE_WORKERS = 4
+"""Threads for the calls that wait for a model to be loaded or unloaded."""
+
 _UPKEEP_SECONDS = 0.5
 """How often overdue messages and changes of readiness are looked for."""
 
@@ -96,10 +99,12 @@ class GrpcFrontend:
         workers = ThreadPoolExecutor(self._config.grpc_workers, thread_name_prefix="grpc")
         quick = ThreadPoolExecutor(_QUICK_WORKERS, thread_name_prefix="grpc-quick")
         streaming = ThreadPoolExecutor(_STREAM_WORKERS, thread_name_prefix="grpc-stream")
-        self._pools = (workers, quick, streaming)
+        changing = ThreadPoolExecutor(_CHANGE_WORKERS, thread_name_prefix="grpc-repository")
+        self._pools = (workers, quick, streaming, changing)
         server: Server = grpc.server(quick, options=self._options())
         methods = UnaryMethods(self._receiving)
         server.add_registered_method_handlers(SERVICE, self._service.quick_handlers(methods, pool=quick))
+        server.add_registered_method_handlers(SERVICE, self._service.slow_handlers(methods, pool=changing))
         inference = self._inference(methods, workers=workers, quick=quick)
         absent = AbsentMethods(SERVICE, receiving=self._receiving, pool=quick)
         if isinstance(inference, DirectCalls):

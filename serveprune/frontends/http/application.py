@@ -2,6 +2,7 @@ import asyncio
 import logging
 from collections.abc import Callable
 from concurrent.futures import Executor
+from typing import Any
 
 from serveprune.config.server import ServerConfig
 from serveprune.errors import Code, Internal, ServePruneError, Unavailable
@@ -21,6 +22,7 @@ from serveprune.oip.json_documents import (
     server_metadata_document,
 )
 from serveprune.oip.parameters import flag
+from serveprune.oip.repository_requests import expect_no_overrides
 
 _log = logging.getLogger(__name__)
 
@@ -106,11 +108,23 @@ class HttpApplication:
             case Operation.MODEL_METADATA:
                 return json_reply(model_metadata_document(plane.model_metadata(model, version=version)))
             case Operation.TIERS:
-                return json_reply(self._controlplane.tiers(model))
+                return json_reply(self._controlplane.tiers(model, version=version))
+            case Operation.LOAD | Operation.UNLOAD:
+                return await self._change(route, scope, receive)
             case _:
-                return await self._index(scope, receive)
+                document = await self._document(route, scope, receive)
+                ready_only = flag(document.get("ready", False), where="repository index: ready")
+                return json_reply(repository_index_document(self._controlplane.index(ready_only=ready_only)))
 
-    async def _index(self, scope: Scope, receive: Receive) -> Reply:
+    async def _change(self, route: HttpRoute, scope: Scope, receive: Receive) -> Reply:
+        """Load or unload a model. It goes on when the client leaves, for it may not be the only one that asked."""
+        document = await self._document(route, scope, receive)
+        expect_no_overrides(document.get("parameters"), loads=route.operation is Operation.LOAD)
+        change = self._controlplane.load if route.operation is Operation.LOAD else self._controlplane.unload
+        await asyncio.shield(asyncio.wrap_future(change(route.model)))
+        return json_reply({})
+
+    async def _document(self, route: HttpRoute, scope: Scope, receive: Receive) -> dict[str, Any]:
         headers = parse_headers(scope["headers"])
         limit = self._config.max_request_bytes
         with self._budget.share() as take:
@@ -122,7 +136,5 @@ class HttpApplication:
                 timeout_seconds=self._config.body_timeout_seconds,
             )
         body = inflate(body, coding=headers.coding, max_bytes=limit)
-        # tritonclient sends no body at all.
-        document = parse_object(body, where="repository index") if body else {}
-        ready_only = flag(document.get("ready", False), where="repository index: ready")
-        return json_reply(repository_index_document(self._controlplane.index(ready_only=ready_only)))
+        # tritonclient sends no body at all with an index request.
+        return dict(parse_object(body, where=route.operation.value)) if body else {}

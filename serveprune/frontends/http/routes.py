@@ -18,6 +18,8 @@ class Operation(StrEnum):
     INFER = "infer"
     TIERS = "tiers"
     REPOSITORY_INDEX = "repository index"
+    LOAD = "repository load"
+    UNLOAD = "repository unload"
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,10 +43,13 @@ _OF_MODEL: Mapping[tuple[bytes, ...], Operation] = {
     (b"infer",): Operation.INFER,
     (b"tiers",): Operation.TIERS,
 }
+_OF_REPOSITORY: Mapping[bytes, Operation] = {b"load": Operation.LOAD, b"unload": Operation.UNLOAD}
 _READ = ("GET", "HEAD")
 _WRITE = ("POST",)
 _METHODS: Mapping[Operation, tuple[str, ...]] = {
-    operation: _WRITE if operation in (Operation.INFER, Operation.REPOSITORY_INDEX) else _READ
+    operation: _WRITE
+    if operation in (Operation.INFER, Operation.REPOSITORY_INDEX, Operation.LOAD, Operation.UNLOAD)
+    else _READ
     for operation in Operation
 }
 
@@ -72,6 +77,9 @@ def _match(raw_path: bytes) -> HttpRoute | None:
     segments = tuple(raw_path.removesuffix(b"/").split(b"/"))
     if segments[:2] != (b"", b"v2"):
         return None
+    if segments[2:4] == (b"repository", b"models"):
+        change = _OF_REPOSITORY.get(segments[-1]) if len(segments) == 6 and segments[4] else None
+        return HttpRoute(change, _name(segments[4])) if change is not None else None
     if segments[2:3] != (b"models",):
         return _OF_SERVER.get(segments[2:])
     if len(segments) < 4 or not segments[3]:
@@ -80,8 +88,7 @@ def _match(raw_path: bytes) -> HttpRoute | None:
     if rest[:1] == (b"versions",) and len(rest) >= 2 and rest[1]:
         version, rest = _name(rest[1]), rest[2:]
     operation = _OF_MODEL.get(rest)
-    # Tiers belong to the model as it is now, not to a version of it.
-    if operation is None or (operation is Operation.TIERS and version is not None):
+    if operation is None:
         return None
     return HttpRoute(operation, model, version)
 

@@ -8,6 +8,7 @@ import grpc
 import numpy as np
 import pytest
 
+from contract.cases import CHANGES, ChangeCase
 from contract.grpc.conftest import RunningFrontend, Start
 from contract.grpc.messages import floats, of_arrays
 from contract.numpy_plane import SECRET
@@ -84,14 +85,47 @@ def test_repository_index_refuses_the_name_of_another_repository(front: RunningF
     assert "elsewhere" in details
 
 
-@pytest.mark.parametrize("method", ["RepositoryModelLoad", "RepositoryModelUnload"])
-def test_loading_is_refused_with_the_way_to_do_it(front: RunningFrontend, method: str) -> None:
+@pytest.mark.parametrize("case", CHANGES, ids=str)
+def test_models_are_loaded_and_unloaded_as_the_table_says(front: RunningFrontend, case: ChangeCase) -> None:
+    method = {"load": "RepositoryModelLoad", "unload": "RepositoryModelUnload"}[case.action]
+    request = getattr(pb, f"{method}Request")(model_name=case.model)
+    for name, value in case.parameters.items():
+        setattr(request.parameters[name], "bool_param" if isinstance(value, bool) else "string_param", value)
+    if case.refusal is None:
+        getattr(front.stub, method)(request)
+        assert front.plane.changes == [(case.action, case.model)]
+        return
     with pytest.raises(grpc.RpcError) as refusal:
-        getattr(front.stub, method)(getattr(pb, f"{method}Request")(model_name="add"))
+        getattr(front.stub, method)(request)
 
     code, details = status(refusal.value)
-    assert code is grpc.StatusCode.UNIMPLEMENTED
-    assert "configuration file" in details
+    assert code.name == case.refusal
+    assert case.mentions in details
+    assert SECRET not in details
+    assert front.plane.changes == []
+
+
+@pytest.mark.parametrize("method", ["RepositoryModelLoad", "RepositoryModelUnload"])
+def test_change_refuses_the_name_of_another_repository(front: RunningFrontend, method: str) -> None:
+    with pytest.raises(grpc.RpcError) as refusal:
+        getattr(front.stub, method)(getattr(pb, f"{method}Request")(model_name="add", repository_name="elsewhere"))
+
+    code, details = status(refusal.value)
+    assert code is grpc.StatusCode.INVALID_ARGUMENT
+    assert "elsewhere" in details
+
+
+def test_change_that_takes_long_goes_on_without_its_caller_and_holds_up_no_probe(front: RunningFrontend) -> None:
+    loads = [
+        front.stub.RepositoryModelLoad.future(pb.RepositoryModelLoadRequest(model_name="lasting")) for _ in range(12)
+    ]
+    assert front.plane.entered.wait(20)
+    assert front.stub.ServerLive(pb.ServerLiveRequest(), timeout=20).live is True
+    for call in loads[1:]:
+        call.cancel()
+    front.plane.release.set()
+    loads[0].result(timeout=20)
+    assert ("load", "lasting") in front.plane.changes
 
 
 def test_method_of_another_extension_is_refused_by_name(front: RunningFrontend) -> None:

@@ -3,7 +3,10 @@ from typing import Any
 import orjson
 import pytest
 
+from contract.cases import CHANGES, ChangeCase
 from contract.http.served import Served
+from contract.numpy_plane import SECRET
+from serveprune.errors import Code
 
 ADD = {
     "name": "add",
@@ -20,6 +23,7 @@ ADD = {
     "properties": {"tiers": "dense,int8"},
 }
 SERVER = {"name": "numpy-plane", "version": "0.1", "extensions": ["binary_tensor_data", "model_repository"]}
+STATUS = {Code.UNIMPLEMENTED: 501, Code.FAILED_PRECONDITION: 409, Code.INTERNAL: 500}
 TIERS = {"model": "add", "tiers": [{"name": "dense", "state": "READY"}, {"name": "int8", "state": "READY"}]}
 
 
@@ -110,6 +114,46 @@ def test_repository_index_is_refused_when_its_request_is_wrong(served: Served, b
 
     assert answer.status_code == 400
     assert "repository index" in answer.json()["error"]
+
+
+@pytest.mark.parametrize("case", CHANGES, ids=str)
+def test_models_are_loaded_and_unloaded_as_the_table_says(served: Served, case: ChangeCase) -> None:
+    served.plane.changes.clear()
+    body = {"parameters": dict(case.parameters)} if case.parameters else {}
+    answer = served.client.post(f"/v2/repository/models/{case.model}/{case.action}", json=body)
+
+    if case.refusal is None:
+        assert (answer.status_code, answer.json()) == (200, {})
+        assert served.plane.changes == [(case.action, case.model)]
+        return
+    assert answer.status_code == STATUS[case.refusal]
+    assert case.mentions in answer.json()["error"]
+    assert SECRET not in answer.text
+    assert served.plane.changes == []
+
+
+@pytest.mark.parametrize(
+    ("body", "status"), [(b"", 200), (b"{}", 200), (b"[]", 400), (b"{", 400), (b'{"parameters": [1]}', 400)]
+)
+def test_body_of_a_load_is_an_object_or_nothing(served: Served, body: bytes, status: int) -> None:
+    answer = served.client.post("/v2/repository/models/add/load", content=body)
+
+    assert answer.status_code == status
+    assert status == 200 or "repository" in answer.json()["error"]
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "status"),
+    [
+        ("GET", "/v2/repository/models/add/load", 405),
+        ("POST", "/v2/repository/models/add", 404),
+        ("POST", "/v2/repository/models//load", 404),
+        ("POST", "/v2/repository/models/a/b/load", 404),
+        ("POST", "/v2/repository/models/add/reload", 404),
+    ],
+)
+def test_path_of_a_change_is_exact(served: Served, method: str, path: str, status: int) -> None:
+    assert served.client.request(method, path).status_code == status
 
 
 @pytest.mark.parametrize("content_type", [None, "application/json", "application/octet-stream", "text/html", "x"])

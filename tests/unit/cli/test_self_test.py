@@ -34,8 +34,8 @@ def test_model_whose_inputs_cannot_be_made_up_is_a_problem_and_the_others_are_te
         models[name].update("dense", state=VariantState.READY, instance=instance)
     server: Any = SimpleNamespace(
         config=SimpleNamespace(server=ServerConfig()),
-        registry=Registry(models),
-        controlplane=SimpleNamespace(tiers=lambda name: {"name": name, "tiers": []}),
+        registry=Registry(models.values()),
+        controlplane=SimpleNamespace(tiers=lambda name, version: {"name": name, "tiers": []}),
     )
     nowhere = Address("127.0.0.1", 1)
 

@@ -1,6 +1,6 @@
 from typing import Any
 
-from serveprune.cli.tier_table import tier_row, tier_table
+from serveprune.cli.tier_table import shown_names, tier_row, tier_table
 
 INT8: dict[str, Any] = {
     "tier": "int8",
@@ -40,6 +40,11 @@ def test_row_of_an_earlier_server_has_no_backend() -> None:
 
 
 def test_table_has_a_cell_for_every_column() -> None:
-    table = tier_table([{"name": "minilm", "tiers": [INT8]}])
+    table = tier_table([{"name": "minilm", "version": "1", "tiers": [INT8]}])
     assert [str(column.header) for column in table.columns].index("backend") == 3
     assert len(tier_row(INT8, [INT8])) == len(table.columns) - 1
+
+
+def test_versions_are_shown_where_there_are_several() -> None:
+    models = [{"name": name, "version": version} for name, version in (("a", "1"), ("b", "1"), ("b", "2"))]
+    assert list(shown_names(models).values()) == ["a", "b 1", "b 2"]

@@ -10,7 +10,8 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from serveprune.artifacts.key import source_recipe, tier_recipe
-from serveprune.config.changes import Change, Consequence, TierName, config_changes
+from serveprune.config.change import Change, Consequence, TierName
+from serveprune.config.changes import config_changes
 from serveprune.config.loading import load_config
 from serveprune.config.model import DENSE
 from serveprune.config.problem import KeyPath, path_text
@@ -44,7 +45,7 @@ def after(old: str, new: str) -> str:
 
 
 def shown(change: Change) -> tuple[str, str, Consequence, str]:
-    tiers = " ".join("@".join(tier) for tier in (*change.built, *change.loaded))
+    tiers = " ".join("@".join(filter(None, tier)) for tier in (*change.built, *change.loaded))
     return str(change.kind), path_text(change.path), change.consequence, tiers
 
 
@@ -251,6 +252,139 @@ def test_change_holds_what_was_and_what_will_be() -> None:
     assert (gone.old, gone.new) == (new.models["minilm"], None)
 
 
+VERSIONS = """\
+profiles:
+  int8: {passes: [{quantize: {scheme: dynamic}}], gate: {min_quality: 0.97}}
+  spare: {passes: [{quantize: {}}]}
+models:
+  m:
+    versions:
+      "9": {source: {onnx: nine.onnx}}
+      "10": {source: {onnx: ten.onnx}, max_batch_size: 8}
+    version_policy: all
+    evaluation: {file: a.npz}
+    tiers: [int8]
+"""
+ONE_SOURCE = "m: {source: {onnx: nine.onnx}, version: '9', tiers: [int8], evaluation: {file: a.npz}}"
+NINE, TEN, ELEVEN = (f"m@dense@{number} m@int8@{number}" for number in (9, 10, 11))
+
+
+def of_versions(*replacements: tuple[str, str], base: str = VERSIONS) -> str:
+    for old, new in replacements:
+        assert base.count(old) == 1, old
+        base = base.replace(old, new)
+    return base
+
+
+ALL, ADD_ELEVEN = "    version_policy: all\n", ('      "9"', '      "11": {source: {onnx: eleven.onnx}}\n      "9"')
+VERSION_CASES = {
+    "nothing": (VERSIONS, VERSIONS, []),
+    "a version that comes": (
+        VERSIONS,
+        of_versions(ADD_ELEVEN),
+        [("added", "models.m.versions.11", BUILD, ELEVEN, "")],
+    ),
+    "a version that comes, and takes the place of another": (
+        of_versions((ALL, "")),
+        of_versions((ALL, ""), ADD_ELEVEN),
+        [("added", "models.m.versions.11", BUILD, ELEVEN, "version 10 is unloaded once another one has taken over")],
+    ),
+    "a version that comes and is not served": (
+        of_versions((ALL, "    version_policy: ['9']\n")),
+        of_versions((ALL, "    version_policy: ['9']\n"), ADD_ELEVEN),
+        [("added", "models.m.versions.11", AT_ONCE, "", "version_policy does not have it served")],
+    ),
+    "a version that goes": (
+        of_versions(ADD_ELEVEN),
+        VERSIONS,
+        [("removed", "models.m.versions.11", AT_ONCE, "", "requests in flight are answered before it goes")],
+    ),
+    "a version that goes, and another comes back": (
+        of_versions((ALL, ""), ADD_ELEVEN),
+        of_versions((ALL, "")),
+        [
+            (
+                "removed",
+                "models.m.versions.11",
+                BUILD,
+                TEN,
+                "requests in flight are answered before it goes; version 10 is served again",
+            )
+        ],
+    ),
+    "a version's source": (
+        VERSIONS,
+        of_versions(("ten.onnx", "other.onnx")),
+        [("changed", "models.m.versions.10.source.onnx", BUILD, TEN, "")],
+    ),
+    "what a version says of its batches": (
+        VERSIONS,
+        of_versions(("max_batch_size: 8", "max_batch_size: 9")),
+        [("changed", "models.m.versions.10.max_batch_size", LOAD, TEN, "")],
+    ),
+    "what a version of two says itself": (
+        VERSIONS,
+        of_versions(("    evaluation:", "    max_batch_size: 16\n    evaluation:")),
+        [("changed", "models.m.max_batch_size", LOAD, NINE, "")],
+    ),
+    "what holds for both": (
+        VERSIONS,
+        of_versions(("a.npz", "z.npz")),
+        [("changed", "models.m.evaluation.file", BUILD, "m@int8@9 m@int8@10", "")],
+    ),
+    "a version that is not served": (
+        of_versions((ALL, "")),
+        of_versions((ALL, ""), ("nine.onnx", "other.onnx")),
+        [("changed", "models.m.versions.9.source.onnx", AT_ONCE, "", "no tier depends on it")],
+    ),
+    "the policy": (
+        VERSIONS,
+        of_versions((ALL, "    version_policy: {latest: 1}\n")),
+        [
+            (
+                "changed",
+                "models.m.version_policy",
+                AT_ONCE,
+                "",
+                "version 9 is unloaded once another one has taken over",
+            )
+        ],
+    ),
+    "the policy, to more": (
+        of_versions((ALL, "")),
+        VERSIONS,
+        [("changed", "models.m.version_policy", BUILD, NINE, "")],
+    ),
+    "a tier of all": (
+        VERSIONS,
+        of_versions(("tiers: [int8]", "tiers: [int8, spare]")),
+        [("added", "models.m.tiers", BUILD, "m@spare@9 m@spare@10", "")],
+    ),
+    "passes": (
+        VERSIONS,
+        of_versions(("scheme: dynamic", "scheme: static")),
+        [("changed", "profiles.int8.passes[0].quantize.scheme", BUILD, "m@int8@9 m@int8@10", "")],
+    ),
+    "from one source to versions": (
+        "profiles: {int8: {passes: [{quantize: {scheme: dynamic}}], gate: {min_quality: 0.97}}, "
+        "spare: {passes: [{quantize: {}}]}}\nmodels:\n  " + ONE_SOURCE,
+        VERSIONS,
+        [
+            ("added", "models.m.versions.10", BUILD, TEN, ""),
+            ("changed", "models.m.version_policy", AT_ONCE, "", ""),
+        ],
+    ),
+}
+
+
+@pytest.mark.parametrize(("old", "new", "expected"), VERSION_CASES.values(), ids=VERSION_CASES.keys())
+def test_change_of_versions_says_which_of_them_it_takes(
+    old: str, new: str, expected: list[tuple[str, str, Consequence, str, str]]
+) -> None:
+    changes = config_changes(config(old), config(new))
+    assert [(*shown(change), change.note) for change in changes.changes] == expected
+
+
 @dataclass(frozen=True)
 class Reference:
     """A config with every key, and every single edit of it; each file that they name has another content."""
@@ -285,10 +419,11 @@ def _write(file: Path, text: str) -> None:
 def recipes(config: ServePruneConfig) -> dict[TierName, str]:
     """What each tier's artifact is keyed by, the threads of serving apart, which need a restart."""
     found = {}
-    for name, model in config.models.items():
-        found[TierName(name, DENSE)] = dense = source_recipe(model)
+    for (name, version), model in config.served().items():
+        shown = version if config.models[name].versions else None
+        found[TierName(name, DENSE, shown)] = dense = source_recipe(model)
         for tier in model.tiers[1:]:
-            found[TierName(name, tier)] = tier_recipe(dense, model, config.profiles[tier], threads=1)
+            found[TierName(name, tier, shown)] = tier_recipe(dense, model, config.profiles[tier], threads=1)
     return found
 
 
@@ -302,7 +437,7 @@ def expect_found(old: ServePruneConfig, new: ServePruneConfig, edits: Collection
     before, now = recipes(old), recipes(new)
     assert set(changes.built) == {tier for tier, recipe in now.items() if before.get(tier) != recipe}, edits
     for change in changes.changes:
-        assert change.needs_restart == (change.path[0] in ("server", "store", "builds"))
+        assert change.needs_restart == (change.path[0] in ("server", "store", "builds", "repository"))
 
 
 def _same_place(one: KeyPath, other: KeyPath) -> bool:

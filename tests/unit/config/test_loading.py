@@ -13,10 +13,10 @@ from .conftest import Load, Problems
 MODEL = "models: {m: {source: {onnx: model.onnx}}}\n"
 NAME_RULE = "a name of at most 128 letters, digits, `.`, `_` and `-` that begins with a letter, a digit or `_`"
 SOURCE_RULE = "a mapping with exactly one of the keys onnx, huggingface, torch, pt2"
-ROOT_KEYS = "store, server, builds, profiles, models, deployments"
+ROOT_KEYS = "store, server, builds, profiles, models, repository, deployments"
 MODEL_KEYS = (
     "source, task, version, preprocessing, calibration, evaluation, tiers, backend, max_batch_size, "
-    "max_batch_elements, max_queue_delay_ms"
+    "max_batch_elements, max_queue_delay_ms, versions, version_policy"
 )
 SERVER_KEYS = (
     "http, grpc, metrics, tls, tokens, processes, executors, threads_per_executor, grpc_workers, max_request_bytes, "
@@ -128,7 +128,10 @@ CASES = {
     ),
     "missing models": (
         "store: {}\n",
-        ":1: models: expected this key, got none (Name -> model, as clients ask for it.)",
+        (
+            ":1: models: expected this key, got none (Name -> model, as clients ask for it. `{}` if all of them are in "
+            "the repository.)"
+        ),
     ),
     "missing choice": (
         source("huggingface: minilm"),
@@ -243,6 +246,44 @@ CASES = {
         (
             f":3: models.m.source: expected {SOURCE_RULE}, got a mapping with the keys hugingface, task; "
             "did you mean `huggingface`?"
+        ),
+    ),
+    "neither source nor versions": (
+        "models:\n  m:\n    tiers: [dense]\n",
+        f":2: models.m.source: expected source ({SOURCE_RULE.replace('exactly one', 'one')}) or versions, got neither",
+    ),
+    "source and versions": (
+        model("versions: {'1': {source: {onnx: model.onnx}}}"),
+        ":4: models.m.versions: expected source or versions, got both",
+    ),
+    "version beside versions": (
+        "models:\n  m:\n    versions: {'1': {source: {onnx: model.onnx}}}\n    version: '2'\n",
+        ":4: models.m.version: expected no version beside versions, whose keys they are, got one",
+    ),
+    "policy of versions that has nothing to choose from": (
+        model("version_policy: all"),
+        ":4: models.m.version_policy: expected this with versions only, got it with one source",
+    ),
+    "policy that names no version": (
+        "models:\n  m:\n    versions: {'1': {source: {onnx: model.onnx}}}\n    version_policy: ['1', '3']\n",
+        ":4: models.m.version_policy[1]: expected one of the versions, got '3'; versions: 1",
+    ),
+    "policy that is none": (
+        "models:\n  m:\n    versions: {'1': {source: {onnx: model.onnx}}}\n    version_policy: {latest: 0}\n",
+        (
+            ":4: models.m.version_policy: expected latest, all, {latest: COUNT} or a list of versions (in quotes), got "
+            "a mapping with the keys latest"
+        ),
+    ),
+    "version that is a number": (
+        "models:\n  m:\n    versions:\n      1: {source: {onnx: model.onnx}}\n",
+        ":4: models.m.versions.1: expected text as a key, got 1; put it in quotes",
+    ),
+    "tiers of a version": (
+        "models:\n  m:\n    versions: {'1': {source: {onnx: model.onnx}, tiers: [dense]}}\n",
+        (
+            ":3: models.m.versions.1.tiers: unknown key; known keys: source, task, preprocessing, calibration, "
+            "evaluation, backend, max_batch_size, max_batch_elements, max_queue_delay_ms"
         ),
     ),
     "two sources": (
@@ -395,6 +436,17 @@ CASES = {
     ),
     "no model": ("models: {}\n", ":1: models: expected at least 1 entry, got an empty mapping"),
     # References
+    "repository of several processes": (
+        MODEL + "repository: {mode: explicit}\nserver: {processes: 2, executors: 2}\n",
+        (
+            ":2: repository.mode: expected none with server.processes above 1, got 'explicit'; set server.processes: "
+            "1, or name the models in this file, which is read again when it changes"
+        ),
+    ),
+    "models to load at the start of a mode that loads none": (
+        MODEL + "repository: {mode: poll, load_at_start: [m]}\n",
+        ":2: repository.load_at_start: expected this with mode explicit only, got it with mode poll",
+    ),
     "no tier": (model("tiers: []"), ":4: models.m.tiers: expected at least 1 entry, got an empty list"),
     "tier twice": (
         model("tiers: [dense, dense]"),

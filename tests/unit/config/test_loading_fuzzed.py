@@ -14,6 +14,7 @@ from pydantic import BaseModel, ByteSize
 
 from serveprune.config.canary import Pause
 from serveprune.config.loading import load_config
+from serveprune.config.model import ModelEntry
 from serveprune.config.root import ServePruneConfig
 from serveprune.config.server import Address
 from serveprune.errors import ConfigError
@@ -63,8 +64,32 @@ def mapping_for(model: type[BaseModel]) -> st.SearchStrategy[dict[str, Any]]:
     required = {name: fields[name] for name, field in model.model_fields.items() if field.is_required()}
     optional = {name: fields[name] for name in fields if name not in required}
     tame = st.fixed_dictionaries(required, optional=optional)
+    if model is ModelEntry:
+        # One of two keys is needed, which says nothing of either alone.
+        source, version = optional.pop("source"), optional.pop("version")
+        versions, policy = optional.pop("versions"), optional.pop("version_policy")
+        tame = st.one_of(
+            st.fixed_dictionaries({"source": source}, optional={**optional, "version": version}),
+            st.fixed_dictionaries({"versions": versions}, optional={**optional, "version_policy": policy}),
+        )
     wild = st.dictionaries(st.sampled_from([*fields, "unknown"]), anything, max_size=3)
-    return st.one_of(tame, tame, tame, wild)
+    return _briefly_shown(st.one_of(tame, tame, tame, wild))
+
+
+@st.composite
+def _drawn(draw: st.DrawFn, strategies: "Strategies") -> dict[str, Any]:
+    return draw(strategies.only)
+
+
+class Strategies:
+    """Keeps a strategy out of what hypothesis prints, which warns when that grows too long."""
+
+    def __init__(self, only: st.SearchStrategy[dict[str, Any]]) -> None:
+        self.only = only
+
+
+def _briefly_shown(strategy: st.SearchStrategy[dict[str, Any]]) -> st.SearchStrategy[dict[str, Any]]:
+    return _drawn(Strategies(strategy))
 
 
 SCALARS: Mapping[Any, st.SearchStrategy[Any]] = {

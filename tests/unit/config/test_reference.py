@@ -23,6 +23,8 @@ EXAMPLE_FILES = (
     "models/boots_start.safetensors",
     "models/ranker.safetensors",
     "models/detector.pt2",
+    "models/topics-1.onnx",
+    "models/topics-2.onnx",
     "data/sentences_calibration.jsonl",
     "data/sentences_evaluation.jsonl",
     "data/boots_calibration.npz",
@@ -54,7 +56,7 @@ def test_the_example_of_the_reference_page_loads(tmp_path: Path) -> None:
     file.write_text(example())
     config = load_config(file, environment={})
     assert config.models["minilm"].tiers == (DENSE, "int8")
-    assert {type(model.source).__name__ for model in config.models.values()} == {
+    assert {type(model.source).__name__ for model in config.served().values()} == {
         "HuggingFaceSource",
         "OnnxSource",
         "TorchSource",

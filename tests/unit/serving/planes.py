@@ -79,7 +79,7 @@ class Planes:
             router.deploy(self.model, DeploymentConfig(policy="adaptive", target_latency_ms=target_latency_ms))
         self.shadowing = Shadowing(self.metrics, is_calm=lambda: self.scheduler.is_calm, clock=self.now)
         self.dataplane = DataPlane(
-            Registry({"adder": self.model}),
+            Registry([self.model]),
             router,
             self.scheduler,
             self.admission,

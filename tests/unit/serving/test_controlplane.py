@@ -99,7 +99,7 @@ class Plane:
         self.repository = VariantRepository(self.store, load_backend, threads=1, any_environment=False)
         self.builder = CopyingBuilder(self.store, profile)
         self.model_profile = profile
-        self.registry = Registry({"relu": self.model})
+        self.registry = Registry([self.model])
         self.control = ControlPlane(
             self.registry,
             self.repository,

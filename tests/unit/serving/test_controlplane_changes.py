@@ -12,7 +12,7 @@ from onnx import TensorProto, helper
 from unit.serving.test_controlplane import Plane
 
 from serveprune.config.changes import config_changes
-from serveprune.config.model import ModelConfig
+from serveprune.config.model import ModelConfig, ModelEntry
 from serveprune.config.profile import ProfileConfig
 from serveprune.config.root import ServePruneConfig
 from serveprune.models.instance import Instance, InstanceRetired
@@ -35,8 +35,8 @@ class Changing(Plane):
     def apply(self, config: ModelConfig | None, *, default_tier: str = "dense", **profiles: ProfileConfig) -> None:
         before, self.served = self.served, whole(config, {"int8": self.builder.profile, **profiles})
         changes = config_changes(before, self.served)
-        models = {name: Model(name, one, default_tier=default_tier) for name, one in self.served.models.items()}
-        self.control.apply(models, profiles=self.served.profiles, touched={*changes.built, *changes.loaded})
+        models = [Model(name, one, default_tier=default_tier) for (name, _), one in self.served.served().items()]
+        self.control.apply(models, profiles=self.served.profiles, touched=changes.touched)
 
     def settle_again(self) -> None:
         assert self.control.wait_settled(60)
@@ -55,8 +55,12 @@ class Changing(Plane):
 
 def whole(model: ModelConfig | None, profiles: Mapping[str, ProfileConfig]) -> ServePruneConfig:
     return ServePruneConfig.model_construct(
-        profiles=dict(profiles), models={} if model is None else {"relu": model}, deployments={}
+        profiles=dict(profiles), models={} if model is None else {"relu": entry(model)}, deployments={}
     )
+
+
+def entry(model: ModelConfig) -> ModelEntry:
+    return ModelEntry.model_validate(model.model_dump())
 
 
 def is_retired(instance: Instance) -> bool:
@@ -269,8 +273,8 @@ def is_retired_soon(instance: Instance | None) -> bool:
     return eventually(lambda: is_retired(instance))
 
 
-def eventually(condition: Callable[[], bool]) -> bool:
-    deadline = time.monotonic() + 20
+def eventually(condition: Callable[[], bool], *, seconds: float = 20) -> bool:
+    deadline = time.monotonic() + seconds
     while not condition() and time.monotonic() < deadline:
         time.sleep(0.005)
     return condition()

@@ -48,7 +48,7 @@ MESSAGES: tuple[Message, ...] = (
     BuildAsked(
         number=3,
         request=BuildRequest(
-            model_name="boots", model=CONFIG.models["boots"], tier="int8", profile=CONFIG.profiles["int8"]
+            model_name="boots", model=CONFIG.model("boots"), tier="int8", profile=CONFIG.profiles["int8"]
         ),
     ),
     BuildProgressed(number=3, progress=BuildProgress("importing", 0.25, "layer 3")),
