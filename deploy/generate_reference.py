@@ -156,11 +156,11 @@ def _type_text(value: Mapping[str, Any], definitions: Mapping[str, Any]) -> str:
         return f"`{value['const']}`"
     if "enum" in value:
         return " or ".join(f"`{choice}`" for choice in value["enum"])
-    if value.get("type") == "object" and not list(_references(value)):
-        return f"mapping of NAME to {_type_text(value['additionalProperties'], definitions)}"
     if "properties" in value:
         keys = (f"{key}: {_type_text(each, definitions)}" for key, each in value["properties"].items())
         return f"`{{{', '.join(keys)}}}`"
+    if value.get("type") == "object" and not list(_references(value)):
+        return f"mapping of NAME to {_type_text(value['additionalProperties'], definitions)}"
     if "$ref" in value or "oneOf" in value or value["type"] == "object":
         return "mapping, see below"
     if value["type"] == "array":

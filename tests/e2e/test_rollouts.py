@@ -127,7 +127,7 @@ def is_in(server: ServerProcess, phase: str) -> bool:
 
 
 def audit(server: ServerProcess) -> list[dict[str, Any]]:
-    lines = (server.folder / "store/rollouts/audit.jsonl").read_text().splitlines()
+    lines = (server.folder / "store/audit.jsonl").read_text().splitlines()
     return [json.loads(line) for line in lines]
 
 

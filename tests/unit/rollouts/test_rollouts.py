@@ -65,7 +65,7 @@ class Rolling:
         return self.metrics.registry.get_sample_value(f"serveprune_rollout_{name}", {"model": "minilm", **labels})
 
     def audit(self) -> list[dict[str, Any]]:
-        return [json.loads(line) for line in (self.folder / "rollouts/audit.jsonl").read_text().splitlines()]
+        return [json.loads(line) for line in (self.folder / "audit.jsonl").read_text().splitlines()]
 
 
 @pytest.fixture
