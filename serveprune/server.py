@@ -7,7 +7,7 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from threading import Event
@@ -217,9 +217,11 @@ class Server:
         if self._driver is not None:
             self._driver.look_now()
 
-    def wait_for(self, condition: Callable[[list[dict[str, Any]]], bool], timeout_seconds: float) -> bool:
-        """See `ControlPlane.wait_for`."""
-        return self.controlplane.wait_for(condition, timeout_seconds)
+    def wait_for(
+        self, condition: Callable[[Sequence[list[dict[str, Any]] | None]], bool], timeout_seconds: float
+    ) -> bool:
+        """Wait until the tiers stand so; they are given by process, of which there is one."""
+        return self.controlplane.wait_for(lambda standings: condition([standings]), timeout_seconds)
 
     def _deploy(self, config: ServePruneConfig, models: Iterable[Model]) -> None:
         """Spread the traffic of models as the config says."""

@@ -5,6 +5,7 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, Protocol
 
 from rich.console import Console
@@ -30,11 +31,13 @@ from serveprune.repository.folder_watch import FolderWatch
 from serveprune.repository.model_repository import ModelRepository
 from serveprune.rollouts.rollouts import Rollouts
 from serveprune.routing.tier_selection import QUALIFIER
-from serveprune.server import Endpoints, ReloadSignal, Server, StopSignals, artifact_builder
+from serveprune.server import Contents, Endpoints, ReloadSignal, Server, StopSignals, artifact_builder
+from serveprune.serving.loadable_models import FixedModels, LoadableModels
 from serveprune.supervision.supervisor import Supervisor
 
 _POLL_SECONDS = 0.2
 _SIGNAL_POLL_SECONDS = 0.1
+_FIXED = FixedModels()
 _SETTLED = ("ready", "refused", "failed")
 _SERVING_PROCESS = (sys.executable, "-m", "serveprune.cli.serving_process")
 
@@ -91,45 +94,22 @@ class OneProcess:
 
     failure: ServePruneError | None = None
 
-    def __init__(self, config: ServePruneConfig) -> None:
-        """Assemble the parts; nothing runs yet.
-
-        Raises:
-            ConfigError: A model of the repository that is to be loaded at the start cannot be.
-        """
-        settings = config.repository
-        self._repository = ModelRepository(config) if settings.mode != "none" else None
-        self._watch: FolderWatch | None = None
-        if self._repository is None:
-            self._server = Server(config)
-            self.apply: Callable[[ServePruneConfig], None] = self._server.apply
-        else:
-            repository = self._repository
-            self._server = Server(repository.config, loadable=repository, contents=repository.contents)
-            self.apply = repository.apply
-            if settings.mode == "poll":
-                self._watch = FolderWatch(repository, poll_seconds=settings.poll_seconds)
+    def __init__(
+        self,
+        config: ServePruneConfig,
+        *,
+        loadable: LoadableModels | None = None,
+        contents: Contents = MappingProxyType({}),
+    ) -> None:
+        self._server = Server(config, loadable=loadable, contents=contents)
+        self.start = self._server.start
+        self.stop = self._server.stop
+        self.apply = self._server.apply
+        self.wait_for = self._server.wait_for
         self.metrics = self._server.metrics
         self.rollouts = self._server.rollouts
         self.look_now = self._server.look_now
         self.wait_settled = self._server.controlplane.wait_settled
-
-    def start(self) -> Endpoints:
-        """See `Served.start`."""
-        endpoints = self._server.start()
-        if self._repository is not None:
-            self._repository.attach(self._server)
-        if self._watch is not None:
-            self._watch.start()
-        return endpoints
-
-    def stop(self) -> bool:
-        """See `Served.stop`."""
-        if self._watch is not None:
-            self._watch.stop()
-        if self._repository is not None:
-            self._repository.stop()
-        return self._server.stop()
 
     def tiers(self) -> list[dict[str, Any]]:
         """See `Served.tiers`."""
@@ -225,10 +205,73 @@ def _stop_changes(admin: AdminServer | None, reloader: Reloader) -> None:
     reloader.stop()
 
 
+class WithRepository:
+    """A server, and the models of a folder that it serves beside those of the config file."""
+
+    def __init__(self, served: OneProcess | Supervisor, repository: ModelRepository) -> None:
+        self._served = served
+        self._repository = repository
+        settings = repository.settings
+        polls = settings.mode == "poll"
+        self._watch = FolderWatch(repository, poll_seconds=settings.poll_seconds) if polls else None
+        self.apply = repository.apply
+        self.wait_settled = served.wait_settled
+        self.tiers = served.tiers
+        self.self_test = served.self_test
+        self.look_now = served.look_now
+
+    @property
+    def failure(self) -> ServePruneError | None:
+        """See `Served.failure`."""
+        return self._served.failure
+
+    @property
+    def metrics(self) -> Metrics:
+        """See `Served.metrics`."""
+        return self._served.metrics
+
+    @property
+    def rollouts(self) -> Rollouts | None:
+        """See `Served.rollouts`."""
+        return self._served.rollouts
+
+    def start(self) -> Endpoints:
+        """See `Served.start`."""
+        endpoints = self._served.start()
+        self._repository.attach(self._served)
+        if self._watch is not None:
+            self._watch.start()
+        return endpoints
+
+    def stop(self) -> bool:
+        """See `Served.stop`."""
+        if self._watch is not None:
+            self._watch.stop()
+        self._repository.stop()
+        return self._served.stop()
+
+
 def _served(config: ServePruneConfig) -> Served:
+    """Assemble a server as the config says.
+
+    Raises:
+        ConfigError: A model of the repository that is to be loaded at the start cannot be.
+    """
+    if config.repository.mode == "none":
+        return OneProcess(config) if config.server.processes == 1 else _supervisor(config)
+    repository = ModelRepository(config)
+    whole, contents = repository.config, repository.contents
     if config.server.processes == 1:
-        return OneProcess(config)
-    return Supervisor(config, command=_SERVING_PROCESS, builder=artifact_builder(config))
+        return WithRepository(OneProcess(whole, loadable=repository, contents=contents), repository)
+    return WithRepository(_supervisor(whole, loadable=repository, contents=contents), repository)
+
+
+def _supervisor(
+    config: ServePruneConfig, *, loadable: LoadableModels = _FIXED, contents: Contents = MappingProxyType({})
+) -> Supervisor:
+    return Supervisor(
+        config, command=_SERVING_PROCESS, builder=artifact_builder(config), loadable=loadable, contents=contents
+    )
 
 
 def on_free_ports(config: ServePruneConfig) -> ServePruneConfig:

@@ -16,17 +16,21 @@ from serveprune.cli.stopping import leave
 from serveprune.errors import ServePruneError
 from serveprune.observability.logs import configure_logs
 from serveprune.observability.shared_values import values_shared
+from serveprune.repository.model_folder import ModelFolder
 from serveprune.server import Endpoints, Server, StopSignals
 from serveprune.supervision.asking_builder import AskingBuilder
+from serveprune.supervision.asking_repository import AskingRepository
 from serveprune.supervision.lifeline import end_with_parent
 from serveprune.supervision.messages import (
     Apply,
     Begin,
     BuildEnded,
     BuildProgressed,
+    ChangeEnded,
     Channel,
     CheckAsked,
     Checked,
+    Contents,
     Listen,
     Listening,
     Message,
@@ -62,15 +66,26 @@ def main() -> int:
 
 def _serve(begin: Begin, channel: Channel, messages: Iterator[Message]) -> int:
     stop_signals = StopSignals(second_ends=False)
-    builder, may_listen, applied = AskingBuilder(channel.send), threading.Event(), threading.Event()
+    builder, may_listen, applied = AskingBuilder(channel.send), threading.Event(), _Applied(begin.number)
+    settings = begin.config.repository
+    repository = AskingRepository(
+        channel.send,
+        ModelFolder(settings.path),
+        served=lambda: {model.name for model in server.registry.models()},
+    )
     try:
-        server = Server(begin.config, shared_builder=builder)
+        server = Server(
+            begin.config,
+            shared_builder=builder,
+            loadable=repository if settings.mode != "none" else None,
+            contents=_by_version(begin.contents),
+        )
     except ServePruneError as error:
         channel.send(NotStarted(message=error.message, code=error.code))
         return EXIT_NOT_STARTED
     hearing = threading.Thread(
         target=_hear,
-        args=(server, builder, may_listen, applied, channel, messages),
+        args=(server, builder, repository, may_listen, applied, channel, messages),
         name="supervisor-channel",
         daemon=True,
     )
@@ -84,11 +99,23 @@ def _serve(begin: Begin, channel: Channel, messages: Iterator[Message]) -> int:
     return leave(server, exit_code=0)
 
 
+class _Applied:
+    """Which config was applied last."""
+
+    def __init__(self, number: int) -> None:
+        self.number = number
+
+
+def _by_version(contents: Contents) -> dict[tuple[str, str], str]:
+    return {(name, version): content for name, version, content in contents}
+
+
 def _hear(
     server: Server,
     builder: AskingBuilder,
+    repository: AskingRepository,
     may_listen: threading.Event,
-    applied: threading.Event,
+    applied: "_Applied",
     channel: Channel,
     messages: Iterator[Message],
 ) -> None:
@@ -96,11 +123,13 @@ def _hear(
         match message:
             case BuildProgressed() | BuildEnded():
                 builder.take(message)
+            case ChangeEnded():
+                repository.take(message)
             case Listen():
                 may_listen.set()
             case Apply():
-                server.apply(message.config)
-                applied.set()
+                server.apply(message.config, contents=_by_version(message.contents))
+                applied.number = message.number
             case Spread():
                 server.sides.obey(message.model, message.percent, message.artifact)
             case CheckAsked():
@@ -114,7 +143,7 @@ def _serve_until_stopped(
     server: Server,
     stop_signals: StopSignals,
     may_listen: threading.Event,
-    applied: threading.Event,
+    applied: "_Applied",
     channel: Channel,
 ) -> None:
     """Listen when the supervisor says so, and tell it how the tiers stand until they are settled."""
@@ -125,8 +154,9 @@ def _serve_until_stopped(
         if may_listen.is_set() and not listens:
             endpoints = server.listen()
             listens = channel.send(Listening(http=endpoints.http, grpc=endpoints.grpc))
-        if applied.is_set():
-            applied.clear()
+        # Before anything is looked at: what is told is no older than this.
+        number = applied.number
+        if told is not None and told.number != number:
             told = None
         # Afterwards only figures change, which nobody asks the supervisor for.
         if told is None or not told.settled:
@@ -134,6 +164,7 @@ def _serve_until_stopped(
             standing = Standing(
                 models=tuple(server.controlplane.all_tiers()),
                 settled=settled,
+                number=number,
                 answers=settled or server.dataplane.ready(),
             )
             if standing != told:

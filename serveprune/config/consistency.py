@@ -22,7 +22,6 @@ def consistency_problems(data: Mapping[str, Any]) -> list[Problem]:
         _shared_ports,
         _processes_without_executor,
         _nothing_to_serve,
-        _repository_of_several_processes,
         _load_at_start_of_another_mode,
     )
     return [problem for check in checks for problem in check(data)]
@@ -146,17 +145,6 @@ def _processes_without_executor(data: Mapping[str, Any]) -> Iterator[Problem]:
 def _nothing_to_serve(data: Mapping[str, Any]) -> Iterator[Problem]:
     if data.get("models") == {} and not _has_repository(data):
         yield Problem(("models",), "expected at least 1 entry, got an empty mapping")
-
-
-def _repository_of_several_processes(data: Mapping[str, Any]) -> Iterator[Problem]:
-    processes = _mapping(data, "server").get("processes", 1)
-    if _has_repository(data) and isinstance(processes, int) and processes > 1:
-        mode = _mapping(data, "repository")["mode"]
-        yield Problem(
-            ("repository", "mode"),
-            f"expected none with server.processes above 1, got {mode!r}; set server.processes: 1, or name the models "
-            "in this file, which is read again when it changes",
-        )
 
 
 def _load_at_start_of_another_mode(data: Mapping[str, Any]) -> Iterator[Problem]:

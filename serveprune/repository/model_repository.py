@@ -3,7 +3,7 @@
 import logging
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol
@@ -24,6 +24,10 @@ _NOT_LOADED = "not loaded"
 _STOPPING = "the server is shutting down"
 
 
+Processes = Sequence[list[dict[str, Any]] | None]
+"""How the tiers of all models stand in each process, as `ControlPlane.all_tiers` says it; ``None``: not said yet."""
+
+
 class Served(Protocol):
     """The server whose models they are."""
 
@@ -31,8 +35,11 @@ class Served(Protocol):
         """Serve what a config says; see `Server.apply`."""
         ...
 
-    def wait_for(self, condition: Callable[[list[dict[str, Any]]], bool], timeout_seconds: float) -> bool:
-        """Wait until the tiers of all models stand so, and return whether they do."""
+    def wait_for(self, condition: Callable[[Processes], bool], timeout_seconds: float) -> bool:
+        """Wait until the tiers of all models stand so, given those of each process; return whether they do.
+
+        One that has not yet said how they stand since the last change is ``None``.
+        """
         ...
 
 
@@ -65,7 +72,7 @@ class ModelRepository:
         Raises:
             ConfigError: A model that is to be loaded at the start cannot be.
         """
-        self._settings = config.repository
+        self.settings = self._settings = config.repository
         self.folder = ModelFolder(self._settings.path)
         self._file = config
         self._held: dict[str, FolderModel] = {}
@@ -293,6 +300,10 @@ class ModelRepository:
                 self._held[name] = before
                 raise
             self._failures.pop(name, None)
+        server = self._attached()
+        while not server.wait_for(lambda processes: is_gone(processes, name), _PATIENCE_SECONDS):
+            if self._stopped.is_set():
+                raise Unavailable(_STOPPING)
         _log.info("%s: unloaded", name)
 
     def _wait(self, name: str, found: FolderModel, flight: _Flight) -> str:
@@ -300,8 +311,9 @@ class ModelRepository:
         versions, server = list(found.entry.served), self._attached()
         said: list[str | None] = [None]
 
-        def is_decided(standings: list[dict[str, Any]]) -> bool:
-            said[0] = outcome(standings, name, versions)
+        def is_decided(processes: Processes) -> bool:
+            outcomes = [outcome(standings or [], name, versions) for standings in processes]
+            said[0] = next((each for each in outcomes if each), None if None in outcomes or not outcomes else "")
             return said[0] is not None
 
         while not server.wait_for(is_decided, _PATIENCE_SECONDS):
@@ -366,6 +378,13 @@ class ModelRepository:
             problems = [*check_packages(alone), *check_datasets(alone)]
         if problems:
             raise ConfigError(problems)
+
+
+def is_gone(processes: Processes, name: str) -> bool:
+    """Tell whether no process serves a model any more."""
+    return all(
+        standings is not None and all(standing["name"] != name for standing in standings) for standings in processes
+    )
 
 
 def outcome(standings: list[dict[str, Any]], name: str, versions: list[str]) -> str | None:

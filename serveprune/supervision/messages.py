@@ -17,6 +17,9 @@ from serveprune.rollouts.rollouts import Observation
 
 _CHUNK_BYTES = 65536
 
+Contents = tuple[tuple[str, str, str], ...]
+"""Name and version of models, and what their files are like; see `Server`."""
+
 
 class _Message(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -29,6 +32,8 @@ class Begin(_Message):
     config: ServePruneConfig
     process: str
     series_folder: Path
+    contents: Contents = ()
+    number: int = 0
 
 
 class Apply(_Message):
@@ -36,6 +41,8 @@ class Apply(_Message):
 
     kind: Literal["apply"] = "apply"
     config: ServePruneConfig
+    contents: Contents = ()
+    number: int = Field(default=0, description="Counts up; the process says which one it stands by.")
 
 
 class Listen(_Message):
@@ -66,6 +73,7 @@ class Standing(_Message):
     kind: Literal["standing"] = "standing"
     models: tuple[dict[str, Any], ...]
     settled: bool
+    number: int = Field(default=0, description="Of the config that was applied last.")
     answers: bool = Field(description="Every model is ready, or will not become so by itself.")
 
 
@@ -109,6 +117,24 @@ class Spread(_Message):
     artifact: str | None
 
 
+class ChangeAsked(_Message):
+    """Process to supervisor: a client asks to load or unload a model of the repository."""
+
+    kind: Literal["change-asked"] = "change-asked"
+    number: int = Field(description="The process's own, to know the answer by.")
+    action: Literal["load", "unload"]
+    name: str
+
+
+class ChangeEnded(_Message):
+    """Supervisor to process: how it ended, in all processes."""
+
+    kind: Literal["change-ended"] = "change-ended"
+    number: int
+    code: Code | None = Field(default=None, description="Of the error; none if it went well.")
+    message: str = ""
+
+
 class CheckAsked(_Message):
     """Supervisor to process: send real requests to every tier."""
 
@@ -137,6 +163,8 @@ Message = (
     | BuildEnded
     | Observed
     | Spread
+    | ChangeAsked
+    | ChangeEnded
     | CheckAsked
     | Checked
 )

@@ -5,9 +5,10 @@ import selectors
 import signal
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from prometheus_client import CollectorRegistry, PlatformCollector
@@ -21,9 +22,11 @@ from serveprune.observability import metrics as series
 from serveprune.observability.metrics import Metrics
 from serveprune.observability.process_totals import ProcessTotals
 from serveprune.observability.shared_values import MergedCollector, forget_gauges, values_shared
+from serveprune.repository.model_repository import Processes
 from serveprune.rollouts.driver import RolloutDriver
 from serveprune.rollouts.rollouts import Rollouts
-from serveprune.server import Endpoints
+from serveprune.server import Contents, Endpoints
+from serveprune.serving.loadable_models import FixedModels, LoadableModels
 from serveprune.serving.report import count_build
 from serveprune.supervision.division import config_of_one_process
 from serveprune.supervision.messages import (
@@ -32,6 +35,8 @@ from serveprune.supervision.messages import (
     BuildAsked,
     BuildEnded,
     BuildProgressed,
+    ChangeAsked,
+    ChangeEnded,
     Channel,
     CheckAsked,
     Checked,
@@ -59,6 +64,7 @@ _STOP_MARGIN_SECONDS = 15.0
 _KILL_SECONDS = 5.0
 _OWN_NAME = "supervisor"
 _POLICY = RestartPolicy()
+_FIXED = FixedModels()
 
 
 class _Place:
@@ -88,6 +94,8 @@ class Supervisor:
         command: Sequence[str],
         builder: ArtifactBuilder,
         policy: RestartPolicy = _POLICY,
+        loadable: LoadableModels = _FIXED,
+        contents: Contents = MappingProxyType({}),
     ) -> None:
         """Describe a server; nothing runs yet.
 
@@ -96,11 +104,16 @@ class Supervisor:
             command: Runs one of them; see `ServingChild`.
             builder: Builds for all.
             policy: When one that ended is replaced.
+            loadable: Loads and unloads models when a client of any process asks for it.
+            contents: See `Server`.
         """
         self._config = config
         self._command = command
         self._builder = builder
         self._policy = policy
+        self._loadable = loadable
+        self._contents = _listed(contents)
+        self._number = 0
         self._places = [_Place(str(number)) for number in range(config.server.processes)]
         self._totals = ProcessTotals()
         self._changed = threading.Condition()
@@ -139,16 +152,19 @@ class Supervisor:
             raise
         return endpoints
 
-    def apply(self, config: ServePruneConfig) -> None:
+    def apply(self, config: ServePruneConfig, *, contents: Contents = MappingProxyType({})) -> None:
         """Have all processes serve what another config says; see `Server.apply`."""
         assert self._builds is not None
         with self._changed:
             self._config = config.model_copy(update={"server": self._config.server})
+            self._contents = _listed(contents)
+            self._number += 1
+            applied = Apply(config=config_of_one_process(self._config), contents=self._contents, number=self._number)
             for child in self._children():
                 child.standing = None
                 # What it spreads by may begin anew.
                 child.spread.clear()
-                child.channel.send(Apply(config=config_of_one_process(self._config)))
+                child.channel.send(applied)
             self._deploy()
         self._builds.cancel_unless(lambda request: request.is_wanted_by(config))
 
@@ -211,6 +227,16 @@ class Supervisor:
         """Wait until every variant serves, was refused or failed, in every process; return whether that happened."""
         with self._changed:
             return self._changed.wait_for(self._all_settled, timeout_seconds)
+
+    def wait_for(self, condition: Callable[[Processes], bool], timeout_seconds: float) -> bool:
+        """Wait until the tiers stand so, given those of each process that clients may reach; see `ModelRepository`."""
+
+        def holds() -> bool:
+            standings = [child.standing for child in self._children() if child.may_listen]
+            return condition([None if standing is None else list(standing.models) for standing in standings])
+
+        with self._changed:
+            return self._changed.wait_for(holds, timeout_seconds)
 
     def tiers(self) -> list[dict[str, Any]]:
         """Return how the tiers of all models stand in the first process that said so, ready for JSON."""
@@ -327,7 +353,15 @@ class Supervisor:
             with self._changed:
                 place.child = child
                 config = config_of_one_process(self._config)
-                child.channel.send(Begin(config=config, process=place.name, series_folder=self._folder))
+                child.channel.send(
+                    Begin(
+                        config=config,
+                        process=place.name,
+                        series_folder=self._folder,
+                        contents=self._contents,
+                        number=self._number,
+                    )
+                )
 
     def _look(self, selector: selectors.BaseSelector) -> None:
         """Read what processes said, and take note of those that ended."""
@@ -362,11 +396,14 @@ class Supervisor:
         if isinstance(message, Observed):
             self._observations.add(child.name, message.models)
             return
+        if isinstance(message, ChangeAsked):
+            self._ask_change(child, message)
+            return
         with self._changed:
             match message:
                 case Listening():
                     child.listening = message
-                case Standing():
+                case Standing() if message.number == self._number:
                     child.standing = message
                     if message.answers and child.answers_since is None:
                         child.answers_since = time.monotonic()
@@ -387,6 +424,24 @@ class Supervisor:
             on_progress=lambda progress: _ignore(channel.send(BuildProgressed(number=number, progress=progress))),
             on_result=lambda result: _ignore(channel.send(BuildEnded(number=number, result=result))),
         )
+
+    def _ask_change(self, child: ServingChild, asked: ChangeAsked) -> None:
+        channel, number = child.channel, asked.number
+
+        def tell(error: BaseException | None) -> None:
+            if error is None:
+                ended = ChangeEnded(number=number)
+            elif isinstance(error, ServePruneError):
+                ended = ChangeEnded(number=number, code=error.code, message=error.message)
+            else:
+                ended = ChangeEnded(number=number, code=Code.INTERNAL, message="internal error; see the server's log")
+            _ignore(channel.send(ended))
+
+        try:
+            change = self._loadable.load if asked.action == "load" else self._loadable.unload
+            change(asked.name).add_done_callback(lambda future: tell(future.exception()))
+        except ServePruneError as error:
+            tell(error)
 
     def _bury(self, place: _Place, child: ServingChild, selector: selectors.BaseSelector) -> None:
         """Clear up after a process that ended, and decide when its place is filled again."""
@@ -434,6 +489,10 @@ class Supervisor:
     def _count_build(self, request: BuildRequest, result: BuildResult) -> None:
         assert self._metrics is not None
         count_build(self._metrics, (request.model_name, request.model.version, request.tier), result)
+
+
+def _listed(contents: Contents) -> tuple[tuple[str, str, str], ...]:
+    return tuple((name, version, content) for (name, version), content in contents.items())
 
 
 def _ignore(_: object) -> None:

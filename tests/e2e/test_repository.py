@@ -11,6 +11,7 @@ from typing import Any
 
 import grpc
 import httpx
+import psutil
 import pytest
 import yaml
 from contract.grpc.messages import of_arrays
@@ -39,7 +40,9 @@ class Repository:
             (self.folder / name / "serveprune.yaml").write_text(yaml.safe_dump(entry))
 
 
-def serve_repository(serve: Serve, folder: Path, **settings: Any) -> tuple[ServerProcess, Repository, Config]:
+def serve_repository(
+    serve: Serve, folder: Path, *, processes: int = 1, **settings: Any
+) -> tuple[ServerProcess, Repository, Config]:
     repository = Repository(folder / "models")
     repository.folder.mkdir(exist_ok=True)
     write_adder(folder / "outside.onnx", 9)
@@ -48,9 +51,12 @@ def serve_repository(serve: Serve, folder: Path, **settings: Any) -> tuple[Serve
         "store": {"path": "store"},
         "models": {"outside": {"source": {"onnx": "outside.onnx"}}},
         "repository": {"path": "models", **settings},
+        "server": {"processes": processes},
     }
     file.write_text(yaml.safe_dump(content))
-    return serve(file).wait_open().wait_ready("outside"), repository, Config(file)
+    server = serve(file).wait_open().wait_ready("outside")
+    wait_until(lambda: server.metric("serveprune_processes") == processes, what="all processes listen")
+    return server, repository, Config(file)
 
 
 def change(server: ServerProcess, action: str, name: str) -> httpx.Response:
@@ -62,8 +68,9 @@ def load(server: ServerProcess, name: str) -> None:
     assert answer.status_code == 200, answer.text
 
 
-def test_tritonclient_loads_and_unloads(serve: Serve, tmp_path: Path, clients_python: Path) -> None:
-    server, repository, _ = serve_repository(serve, tmp_path, mode="explicit")
+@pytest.mark.parametrize("processes", [1, 2])
+def test_tritonclient_loads_and_unloads(serve: Serve, tmp_path: Path, clients_python: Path, processes: int) -> None:
+    server, repository, _ = serve_repository(serve, tmp_path, processes=processes, mode="explicit")
     repository.write("three", 3)
     (repository.folder / "broken").mkdir()
     (repository.folder / "broken" / "model.onnx").write_bytes(b"no graph")
@@ -78,10 +85,15 @@ def test_tritonclient_loads_and_unloads(serve: Serve, tmp_path: Path, clients_py
     assert finished.stdout.strip() == "content"
 
 
-def test_model_is_replaced_and_unloaded_under_load_and_no_answer_is_wrong(serve: Serve, tmp_path: Path) -> None:
+@pytest.mark.parametrize("processes", [1, 2])
+def test_model_is_replaced_and_unloaded_under_load_and_no_answer_is_wrong(
+    serve: Serve, tmp_path: Path, processes: int
+) -> None:
     (tmp_path / "models").mkdir()
     Repository(tmp_path / "models").write("adder", 1)
-    server, repository, _ = serve_repository(serve, tmp_path, mode="explicit", load_at_start=["adder"])
+    server, repository, _ = serve_repository(
+        serve, tmp_path, processes=processes, mode="explicit", load_at_start=["adder"]
+    )
     server.wait_ready("adder")
     with Callers(server, "adder") as callers:
         load(server, "adder")
@@ -109,8 +121,9 @@ def test_model_is_replaced_and_unloaded_under_load_and_no_answer_is_wrong(serve:
     assert server.metric("serveprune_tier_ready", model="adder") == 0
 
 
-def test_versions_of_a_folder_come_and_go(serve: Serve, tmp_path: Path) -> None:
-    server, repository, _ = serve_repository(serve, tmp_path, mode="explicit")
+@pytest.mark.parametrize("processes", [1, 2])
+def test_versions_of_a_folder_come_and_go(serve: Serve, tmp_path: Path, processes: int) -> None:
+    server, repository, _ = serve_repository(serve, tmp_path, processes=processes, mode="explicit")
     repository.write("adder", 1, version="1", entry={"version_policy": "all"})
     load(server, "adder")
     repository.write("adder", 2, version="2")
@@ -125,8 +138,9 @@ def test_versions_of_a_folder_come_and_go(serve: Serve, tmp_path: Path) -> None:
     assert set(callers.seen) == {"1.0", "2.0"}, callers.seen
 
 
-def test_loads_of_one_model_at_once_share_their_outcome(serve: Serve, tmp_path: Path) -> None:
-    server, repository, _ = serve_repository(serve, tmp_path, mode="explicit")
+@pytest.mark.parametrize("processes", [1, 2])
+def test_loads_of_one_model_at_once_share_their_outcome(serve: Serve, tmp_path: Path, processes: int) -> None:
+    server, repository, _ = serve_repository(serve, tmp_path, processes=processes, mode="explicit")
     repository.write("adder", 1)
 
     def over_grpc(name: str) -> str:
@@ -179,11 +193,12 @@ class SlowCopy(threading.Thread):
                 time.sleep(self._seconds * len(piece) / len(self._content))
 
 
-def test_folder_is_followed_and_nothing_is_served_half(serve: Serve, tmp_path: Path) -> None:
+@pytest.mark.parametrize("processes", [1, 2])
+def test_folder_is_followed_and_nothing_is_served_half(serve: Serve, tmp_path: Path, processes: int) -> None:
     (tmp_path / "models").mkdir()
     Repository(tmp_path / "models").write("first", 1)
     time.sleep(0.6)
-    server, repository, _ = serve_repository(serve, tmp_path, mode="poll", poll_seconds=0.5)
+    server, repository, _ = serve_repository(serve, tmp_path, processes=processes, mode="poll", poll_seconds=0.5)
     server.wait_ready("first")
     assert change(server, "load", "first").status_code == 409
 
@@ -217,3 +232,26 @@ def test_nothing_is_loaded_by_request_by_default(serve: Serve, tmp_path: Path, a
     assert (refused.status_code, "repository.mode: explicit" in refused.text) == (501, True), refused.text
     request = of_arrays("adder")
     assert server.grpc_refusal(request).code.name == "NOT_FOUND"
+
+
+def test_process_that_is_replaced_has_what_was_loaded(serve: Serve, tmp_path: Path) -> None:
+    server, repository, _ = serve_repository(serve, tmp_path, mode="explicit", processes=2)
+    repository.write("adder", 1)
+    load(server, "adder")
+    repository.write("adder", 2)
+    load(server, "adder")
+    serving = [
+        child
+        for child in psutil.Process(server.pid).children()
+        if "serveprune.cli.serving_process" in " ".join(child.cmdline())
+    ]
+    serving[0].kill()
+    wait_until(lambda: server.metric("serveprune_process_restarts_total") == 1, what="its death is noticed")
+    wait_until(lambda: server.metric("serveprune_processes") == 2, what="it is replaced")
+    for _ in range(20):
+        with httpx.Client(base_url=server.url, trust_env=False, timeout=60) as client:
+            body = {"inputs": [{"name": "x", "datatype": "FP32", "shape": [1, 4], "data": [0, 0, 0, 0]}]}
+            answer = client.post("/v2/models/adder/infer", json=body)
+            assert answer.json()["outputs"][0]["data"][0] == 2.0
+    assert change(server, "unload", "adder").status_code == 200
+    assert ask(server, "adder") is None

@@ -436,13 +436,6 @@ CASES = {
     ),
     "no model": ("models: {}\n", ":1: models: expected at least 1 entry, got an empty mapping"),
     # References
-    "repository of several processes": (
-        MODEL + "repository: {mode: explicit}\nserver: {processes: 2, executors: 2}\n",
-        (
-            ":2: repository.mode: expected none with server.processes above 1, got 'explicit'; set server.processes: "
-            "1, or name the models in this file, which is read again when it changes"
-        ),
-    ),
     "models to load at the start of a mode that loads none": (
         MODEL + "repository: {mode: poll, load_at_start: [m]}\n",
         ":2: repository.load_at_start: expected this with mode explicit only, got it with mode poll",

@@ -13,7 +13,7 @@ from onnx import TensorProto, helper
 
 from serveprune.config.root import ServePruneConfig
 from serveprune.errors import ConfigError, FailedPrecondition, InvalidArgument, NotFound, Unavailable
-from serveprune.repository.model_repository import ModelRepository, outcome
+from serveprune.repository.model_repository import ModelRepository, Processes, is_gone, outcome
 from serveprune.server import Contents
 
 READY, FAILED, BUILDING = "ready", "failed", "building"
@@ -56,6 +56,14 @@ def test_outcome_of_several_versions_is_that_of_the_last_or_of_one_that_fails() 
     assert outcome([one, standing("m", READY, version="2")], "m", ["1", "2"]) == ""
 
 
+def test_model_is_gone_when_every_process_has_said_so() -> None:
+    here, elsewhere = [standing("m", READY)], [standing("other", READY)]
+    assert is_gone([elsewhere, elsewhere], "m")
+    assert is_gone([[]], "m")
+    assert not is_gone([elsewhere, here], "m")
+    assert not is_gone([elsewhere, None], "m")
+
+
 class Stage:
     """A server that serves whatever it is told, in the state that the test sets.
 
@@ -75,9 +83,9 @@ class Stage:
         self.applied.append(self._names)
         self.contents.append(contents)
 
-    def wait_for(self, condition: Callable[[list[dict[str, Any]]], bool], timeout_seconds: float) -> bool:
+    def wait_for(self, condition: Callable[[Processes], bool], timeout_seconds: float) -> bool:
         deadline = time.monotonic() + min(timeout_seconds, 0.05)
-        while not condition([standing(name, self.state) for name in self._names]):
+        while not condition([[standing(name, self.state) for name in self._names]] * 2):
             if time.monotonic() > deadline:
                 return False
             time.sleep(0.005)

@@ -8,10 +8,13 @@ from serveprune.config.root import ServePruneConfig
 from serveprune.config.server import Address
 from serveprune.errors import Code
 from serveprune.supervision.messages import (
+    Apply,
     Begin,
     BuildAsked,
     BuildEnded,
     BuildProgressed,
+    ChangeAsked,
+    ChangeEnded,
     Channel,
     CheckAsked,
     Checked,
@@ -58,6 +61,10 @@ MESSAGES: tuple[Message, ...] = (
             BuildOutcome.FAILED, reasons=("a", "b"), seconds=1.5, bad_input=True, log=Path("/store/build.log")
         ),
     ),
+    Apply(config=CONFIG, contents=(("boots", "1", "digest"),), number=2),
+    ChangeAsked(number=1, action="load", name="boots"),
+    ChangeEnded(number=1),
+    ChangeEnded(number=2, code=Code.NOT_FOUND, message="no such folder"),
     CheckAsked(http=HTTP, grpc=GRPC, metrics=Address("127.0.0.1", 8082)),
     Checked(problems=("boots@dense over HTTP: no",)),
 )
