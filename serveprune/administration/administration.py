@@ -144,4 +144,5 @@ class Administration:
         }
         self._audit.add(AuditEvent.REQUEST, fields)
         level = logging.INFO if error is None else logging.WARNING
-        _log.log(level, "admin: %s %r by %r from %s: %s", operation, model or "", operator.who, peer, code)
+        subject = str(operation) if model is None else f"{operation} {model!r}"
+        _log.log(level, "admin: %s by %r from %s: %s", subject, operator.who, peer, code)

@@ -70,8 +70,6 @@ def move(model: str = "fashion", *, who: str = "ada", why: str = "") -> Any:
     return pb.MoveRolloutRequest(model=model, who=who, why=why)
 
 
-# Tokens
-
 WITHOUT = {
     "absent": None,
     "wrong": f"Bearer {STRANGE}",
@@ -156,9 +154,6 @@ def test_changed_tokens_count_within_seconds(served: Administered, client: httpx
         assert other.get("/admin/config").status_code == 200
 
 
-# What is told
-
-
 def test_rollouts_are_told_alike_over_both_protocols(served: Administered, client: httpx.Client, stub: Any) -> None:
     served.tick(now=0)
     served.tick(now=1, answered=20)
@@ -224,9 +219,6 @@ def test_changes_tell_what_happened_the_oldest_first(served: Administered, clien
 def test_head_is_answered_like_get(client: httpx.Client) -> None:
     answer = client.head("/admin/rollouts")
     assert (answer.status_code, answer.content) == (200, b"")
-
-
-# Acts
 
 
 def test_acts_move_the_rollout_and_are_noted(served: Administered, client: httpx.Client, stub: Any) -> None:
@@ -412,9 +404,6 @@ def test_name_in_the_path_may_be_percent_encoded(client: httpx.Client) -> None:
     assert error_of(client.get("/admin/rollouts/%FF"))[0] == 400
 
 
-# The config
-
-
 def test_reload_applies_and_tells_the_changes(served: Administered, client: httpx.Client) -> None:
     before = client.get("/admin/config").json()
     assert (before["outcome"], before["changes"], before["problems"]) == ("applied", [], [])
@@ -524,9 +513,6 @@ def test_others_are_answered_while_a_reload_is_under_way(served: Administered, c
 def test_reload_while_the_server_stops_is_503(served: Administered, client: httpx.Client) -> None:
     served.reloader.stop()
     assert error_of(client.post("/admin/config/reload"))[0] == 503
-
-
-# Start and end
 
 
 def test_tls_of_the_server_is_that_of_the_admin_api(tmp_path: Path) -> None:

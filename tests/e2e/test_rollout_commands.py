@@ -96,12 +96,15 @@ def wait_share(tiers: list[str], low: float, high: float) -> None:
     )
 
 
-def test_operator_moves_a_canary_from_the_command_line(serve: Serve, tmp_path: Path, fashion_store: Path) -> None:
+@pytest.mark.parametrize("processes", [1, 2])
+def test_operator_moves_a_canary_from_the_command_line(
+    serve: Serve, tmp_path: Path, fashion_store: Path, processes: int
+) -> None:
     file = write_fashion(
         tmp_path,
         stored=fashion_store,
         deployments={"fashion": {"canary": CANARY}},
-        server={"admin": ADMIN},
+        server={"admin": ADMIN, "processes": processes},
     )
     running = serve(file, environment=ENVIRONMENT).wait_open().wait_ready("fashion")
     assert f"admin http://{running.endpoints['admin_http']}" in running.log
