@@ -1,3 +1,4 @@
+import re
 from collections.abc import Mapping
 from typing import Annotated, Any, Self
 
@@ -14,7 +15,8 @@ from pydantic import (
 from serveprune.config.base import ConfigModel
 from serveprune.config.locations import ExistingFile, Locations
 
-_VARIABLE_PATTERN = r"[A-Za-z_][A-Za-z0-9_]*"
+_VARIABLE_PATTERN = r"[A-Z_][A-Z0-9_]*"
+"""Such names as POSIX keeps for programs; a token, which might stand here by mistake, is hardly ever like that."""
 _LONGEST_VARIABLE = 128
 
 
@@ -44,9 +46,11 @@ class TlsConfig(ConfigModel):
 
 def _is_variable(value: Any) -> Any:
     # Whoever writes ${NAME} here has the tokens themselves as the value, which no message may quote.
-    if isinstance(value, str) and len(value) <= _LONGEST_VARIABLE and value.isascii() and value.isidentifier():
+    if isinstance(value, str) and len(value) <= _LONGEST_VARIABLE and re.fullmatch(_VARIABLE_PATTERN, value):
         return value
-    raise ValueError("expected the name of an environment variable, such as SERVEPRUNE_TOKENS (not its value)")
+    raise ValueError(
+        "expected the name of an environment variable, such as SERVEPRUNE_TOKENS in capitals (not its value)"
+    )
 
 
 VariableName = Annotated[

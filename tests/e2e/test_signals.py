@@ -1,9 +1,9 @@
 """How a server ends: asked politely, asked twice, killed, and when it cannot begin."""
 
-import contextlib
 import fcntl
 import json
 import os
+import select
 import signal
 import socket
 import subprocess
@@ -204,7 +204,8 @@ def test_server_stops_when_its_terminal_is_closed_and_not_when_it_is_hung_up_by_
         preexec_fn=lambda: fcntl.ioctl(end, termios.TIOCSCTTY, 0),
     )
     os.close(end)
-    reading = threading.Thread(target=read_out, args=(terminal,), daemon=True)
+    left = threading.Event()
+    reading = threading.Thread(target=read_out, args=(terminal, left))
     reading.start()
     try:
         wait_until(endpoints.exists, what="the server is open")
@@ -212,14 +213,17 @@ def test_server_stops_when_its_terminal_is_closed_and_not_when_it_is_hung_up_by_
         time.sleep(1)
         assert process.poll() is None
     finally:
+        # A terminal that somebody still reads is not closed.
+        left.set()
+        reading.join()
         os.close(terminal)
     process.wait(60)  # its code says that it could not print to the terminal
     assert not endpoints.exists()
     assert marked_processes(tmp_path) == []
 
 
-def read_out(terminal: int) -> None:
+def read_out(terminal: int, left: threading.Event) -> None:
     """Read what is printed, so that whoever prints never waits."""
-    with contextlib.suppress(OSError):
-        while os.read(terminal, 65536):
-            pass
+    while not left.is_set():
+        if select.select([terminal], [], [], 0.05)[0]:
+            os.read(terminal, 65536)
