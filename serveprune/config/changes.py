@@ -81,7 +81,10 @@ def _tiers_of(profile: str, config: ServePruneConfig) -> tuple[TierName, ...]:
 def _of_deployments(old: ServePruneConfig, new: ServePruneConfig) -> Iterator[Change]:
     # That of a model that is gone goes with it.
     for name in new.models:
-        for difference in differences(old.deployment(name), new.deployment(name), path=("deployments", name)):
+        before, after = old.deployment(name), new.deployment(name)
+        for difference in differences(before, after, path=("deployments", name)):
+            if difference.path[-1] == "default_tier" and not (before.names_default_tier or after.names_default_tier):
+                continue  # it follows from what else has changed
             if name in old.models:
                 yield change_of(difference)
             else:

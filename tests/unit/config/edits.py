@@ -80,7 +80,7 @@ def _candidates(value: Any, new_file: Path) -> Iterator[Any]:
         case Path():
             yield value.with_name(f"other-{value.name}")
         case int() | float():
-            yield from (value + 1, value - 1, value / 2, value * 3)
+            yield from (value + 1, value - 1, value / 2, value * 3, 0.9)
         case NoneType():
             yield from (7, 0.5, new_file, {"file": new_file})
             yield from _choices(ServePruneConfig)
