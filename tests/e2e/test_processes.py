@@ -106,7 +106,7 @@ def test_each_artifact_is_built_once_for_both_processes(pair: ServerProcess) -> 
         assert pair.metric("serveprune_builds_total", model=model) == 1
         assert pair.metric("serveprune_build_duration_seconds_count", model=model) == 1
         for process in ("0", "1"):
-            assert f"[process {process}] serveprune.serving.controlplane: {model} dense: building" in pair.log
+            assert f"[process {process}] serveprune.serving.bring_up: {model} dense: building" in pair.log
 
 
 @pytest.mark.parametrize("sharing", [False, True], ids=["exclusive", "sharing"])
