@@ -205,12 +205,13 @@ class Server:
             contents: See `Server`; another content makes another model.
         """
         models, changes = _models(config, contents), config_changes(self.config, config)
-        self.config = config
         # As soon as a model is in the registry requests come.
         self._deploy(config, models)
         effective = self.controlplane.apply(models, profiles=config.profiles, touched=changes.touched)
         self._deploy(config, effective)
         self._router.keep_only(effective)
+        # Last, for if anything fails the next try must find the same changes.
+        self.config = config
 
     def look_now(self) -> None:
         """Have requests spread as the rollouts say now, rather than at their next look."""
@@ -378,7 +379,7 @@ class ReloadSignal:
     """
 
     def __init__(self) -> None:
-        self._received = False
+        self._received = self._is_closed = False
         self._has_terminal = os.isatty(_STANDARD_INPUT)
         signal.signal(signal.SIGHUP, self._on_signal)
 
@@ -389,7 +390,10 @@ class ReloadSignal:
 
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
         if self._has_terminal and not os.isatty(_STANDARD_INPUT):
-            signal.raise_signal(signal.SIGTERM)
+            # Both the shell and the kernel send it, and a second SIGTERM would end the server at once.
+            if not self._is_closed:
+                self._is_closed = True
+                signal.raise_signal(signal.SIGTERM)
         else:
             self._received = True
 

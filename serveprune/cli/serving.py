@@ -146,12 +146,14 @@ def run(
         Internal: Serving processes end as often as they are started.
     """
     configure_logs()
+    # From the first moment on: unheeded, the signal ends the process.
+    reload_signal = ReloadSignal()
     file = ConfigFile(config_file)
     config = read()
     problems = [*check_secrets(config), *check_packages(config), *check_datasets(config)]
     if problems:
         raise ConfigError(problems)
-    stop_signals, reload_signal = StopSignals(), ReloadSignal()
+    stop_signals = StopSignals()
     served = _served(on_free_ports(config) if check else config)
     endpoints = served.start()
     reloader = Reloader(

@@ -253,8 +253,11 @@ class Registry:
 def _current(former: Model | None, versions: Sequence[Model]) -> Model:
     """Choose among the versions of a model, the lowest first; the former one serves until a better one is complete."""
     ready = [model for model in versions if model.is_ready]
+    if former is not None and former not in versions:
+        # Another model may have its version now.
+        former = next((model for model in versions if model.version == former.version), None)
     if not ready:
-        return former if former in versions and former is not None else versions[-1]
+        return versions[-1] if former is None else former
     if former not in ready:
         return ready[-1]
     complete = [model for model in ready if model.is_settled]

@@ -49,10 +49,11 @@ class Canary:
         self.model = model
         self.deployment = deployment
         self.config = deployment.canary
-        self._bounds = side_bounds(self.config)
+        self.bounds = side_bounds(self.config)
         self._policy = RolloutPolicy(self.config)
         self._state = state
         self._on_change = on_change
+        self._is_ours = False
         self._artifact: str | None = None
         self._rollout: Rollout | None = None
         self._stored: Rollout | None = None
@@ -61,7 +62,7 @@ class Canary:
     def _begin_windows(self) -> None:
         guards = self.config.guards
         seconds = _WINDOW_SECONDS if guards is None else guards.window
-        self._canary, self._stable = (Window(seconds, bounds=self._bounds) for _ in range(2))
+        self._canary, self._stable = (Window(seconds, bounds=self.bounds) for _ in range(2))
         self._judgement: Judgement | None = None
 
     def tick(self, *, now: float, artifact: str | None, canary: Counts, stable: Counts) -> Weights:
@@ -76,14 +77,18 @@ class Canary:
         Returns:
             How requests are to be spread from now on.
         """
+        was_ours, self._is_ours = self._is_ours, self._state.is_ours()
         if artifact is not None and artifact != self._artifact:
             self._begin(artifact)
+        elif self._artifact is not None and self._is_ours and not was_ours:
+            # Whoever moved it on until now may have done so since it was last read.
+            self._begin(self._artifact)
         rollout = self._rollout
         if rollout is None:
             return Weights(0)
         self._canary.add_counts(canary, now=now)
         self._stable.add_counts(stable, now=now)
-        if not self._state.is_ours():
+        if not self._is_ours:
             return self._followed(rollout, is_ready=artifact is not None)
         guards = self.config.guards
         if guards is not None:
@@ -96,7 +101,6 @@ class Canary:
         self._artifact = artifact
         self._begin_windows()
         identity = rollout_identity(self.deployment, artifact=artifact)
-        self._state.is_ours()
         try:
             self._stored = self._state.read()
             self._rollout = self._policy.start(identity, stored=self._stored)
@@ -130,7 +134,7 @@ class Canary:
             raise FailedPrecondition(
                 f"expected a rollout under way, got one of {self.model} that waits for {self.config.tier} to be built"
             )
-        if not self._state.is_ours():
+        if not self._is_ours:
             raise FailedPrecondition(f"the rollout of {self.model} is moved on by {self._state.owner()}; ask that one")
         match action:
             case "pause":
@@ -152,7 +156,7 @@ class Canary:
     def store(self, *, is_last: bool = False) -> None:
         """Store the rollout if anything of note has changed; a disk that is full is tried again."""
         rollout, stored = self._rollout, self._stored
-        if rollout is None or not self._state.is_ours():
+        if rollout is None or not self._is_ours:
             return
         if stored is not None and _of_note(rollout) == _of_note(stored):
             passed = rollout.step_seconds - stored.step_seconds
@@ -168,6 +172,7 @@ class Canary:
     def close(self) -> None:
         """Store how it stands, and let another server move it on."""
         self.store(is_last=True)
+        self._is_ours = False
         self._state.close()
 
     def describe(self) -> dict[str, Any]:
@@ -192,7 +197,7 @@ class Canary:
             ],
             "who": None if rollout is None else rollout.who,
             "artifact": self._artifact,
-            "moved_on_by": "this server" if self._state.is_ours() else self._state.owner(),
+            "moved_on_by": "this server" if self._is_ours else self._state.owner(),
         }
 
     @property

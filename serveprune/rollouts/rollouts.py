@@ -31,11 +31,13 @@ class Observation:
     """What a model's canary was up to since the last look.
 
     Attributes:
+        tier: Of the canary.
         artifact: Key of what it would serve; ``None`` while it is not ready.
         canary: What it did.
         stable: What the other side did.
     """
 
+    tier: str
     artifact: str | None
     canary: Counts
     stable: Counts
@@ -70,7 +72,6 @@ class Rollouts:
                     self._show(model, Weights(0), None)
             for model, deployment in wanted.items():
                 if model not in self._canaries:
-                    self._folder.mkdir(parents=True, exist_ok=True)
                     state = StateFile(self._folder, model)
                     self._canaries[model] = Canary(model, deployment, state, on_change=self._note)
 
@@ -84,11 +85,19 @@ class Rollouts:
         with self._lock:
             for model, canary in self._canaries.items():
                 seen = observed.get(model)
-                if seen is not None:
+                # The config may have changed since somebody looked.
+                if seen is None or seen.tier != canary.config.tier or seen.canary.latencies.bounds != canary.bounds:
+                    continue
+                try:
                     weights[model] = canary.tick(
                         now=self._clock(), artifact=seen.artifact, canary=seen.canary, stable=seen.stable
                     )
-                    self._show(model, weights[model], canary)
+                except (
+                    Exception
+                ):  # nothing goes to a canary that nobody guards, and the others are guarded all the same
+                    _log.exception("rollout of %s: unexpected failure", model)
+                    weights[model] = Weights(0)
+                self._show(model, weights[model], canary)
         return weights
 
     def act(self, model: str, action: str, *, who: str, why: str = "") -> dict[str, Any]:

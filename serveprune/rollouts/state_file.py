@@ -27,20 +27,28 @@ class StateFile:
         """Name the files; nothing is read yet.
 
         Args:
-            folder: Exists.
+            folder: Is made where it is missing.
             model: A name as the config allows it.
         """
         self.path = folder / f"{model}.json"
         self._lock_path = folder / f"{model}.lock"
         self._lease: FileLock | None = None
+        self._was_told = False
 
     def is_ours(self) -> bool:
         """Take the lease if nobody has it, and tell whether it is held here."""
         if self._lease is None:
-            self._lock_path.touch()
-            self._lease = FileLock.try_exclusive(self._lock_path)
-            if self._lease is not None:
-                self._lock_path.write_text(json.dumps({"host": socket.gethostname(), "pid": os.getpid()}))
+            try:
+                self.path.parent.mkdir(parents=True, exist_ok=True)
+                self._lock_path.touch()
+                self._lease = FileLock.try_exclusive(self._lock_path)
+                if self._lease is not None:
+                    self._lock_path.write_text(json.dumps({"host": socket.gethostname(), "pid": os.getpid()}))
+            except OSError as error:
+                if not self._was_told:
+                    self._was_told = True
+                    _log.error("%s: %s; the rollout does not begin before it can be stored", self.path, error.strerror)
+                self.close()
         return self._lease is not None
 
     def owner(self) -> str:
@@ -61,13 +69,18 @@ class StateFile:
             document = self.path.read_bytes()
         except FileNotFoundError:
             return None
+        except OSError as error:
+            raise DataLoss(f"its stored state cannot be read: {error.strerror}") from error
         try:
             return read_rollout(document)
         except DataLoss as error:
             if self._lease is None:
                 raise
             aside = self.path.with_suffix(f".corrupt-{time.time_ns()}")
-            self.path.replace(aside)
+            try:
+                self.path.replace(aside)
+            except OSError as problem:
+                raise DataLoss(f"its stored state cannot be read, nor set aside: {problem.strerror}") from error
             _log.error("%s: %s; set aside as %s", self.path, error.message, aside.name)
             raise DataLoss(f"its stored state could not be read, and was set aside as {aside.name}") from error
 

@@ -77,7 +77,9 @@ class Traffic:
             order = self._order
             tier = self._by_turns.choose() if key is None else self._by_key.choose(key)
         if self._canary_tier is None:
-            return self._route(self._model.variant(tier), RouteReason.SPLIT), None
+            # A model that is about to be replaced may lack what the split of its successor names.
+            variant = self._model.variants.get(tier)
+            return (self._route(variant, RouteReason.SPLIT) if variant is not None else None), None
         if order is None:
             return None, None
         if tier == _STABLE:

@@ -323,6 +323,9 @@ class ControlPlane:
             if model.is_settled:
                 self._hand_over(model, has_tried=self._running is not None)
             self._running = None
+            if model not in self._all_models():
+                # What was loaded while it was taken out.
+                self._take_out(model)
             return not (self._has_work or self._stopped.is_set())
 
     def _hand_over(self, model: Model, *, has_tried: bool) -> None:

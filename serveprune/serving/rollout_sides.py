@@ -43,7 +43,7 @@ class RolloutSides:
             for model in self._sides:
                 self._obey(model)
             return {
-                model: Observation(self._artifact(model, tier), canary.take(), stable.take())
+                model: Observation(tier, self._artifact(model, tier), canary.take(), stable.take())
                 for model, (tier, _, canary, stable) in self._sides.items()
             }
 
@@ -57,6 +57,11 @@ class RolloutSides:
         sides, part, registered = self._sides.get(model), self._parts.get(model), self._registry.find_current(model)
         if sides is not None and part is not None and registered is not None:
             self._router.obey(registered, CanaryOrder(*part, *sides[2:]))
+            for other in self._registry.versions(model):
+                if other is not registered:
+                    # Its canary is of no rollout, and what it does says nothing of the one that is.
+                    unread = Side(sides[1])
+                    self._router.obey(other, CanaryOrder(0, None, unread, unread))
 
     def _artifact(self, model: str, tier: str) -> str | None:
         registered = self._registry.find_current(model)

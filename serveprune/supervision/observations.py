@@ -14,6 +14,7 @@ class Observations:
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._bounds: dict[str, tuple[float, ...]] = {}
+        self._tiers: dict[str, str] = {}
         self._counts: dict[str, tuple[Counts, Counts]] = {}
         self._artifacts: dict[str, dict[str, str | None]] = {}
 
@@ -21,6 +22,11 @@ class Observations:
         """Have the canaries of these deployments; one that counts as before goes on counting."""
         with self._lock:
             before = self._bounds
+            tiers = {model: each.canary.tier for model, each in deployments.items() if each.canary is not None}
+            for artifacts in self._artifacts.values():
+                for model in [model for model in artifacts if tiers.get(model) != self._tiers.get(model)]:
+                    del artifacts[model]
+            self._tiers = tiers
             self._bounds = {
                 model: side_bounds(deployment.canary)
                 for model, deployment in deployments.items()
@@ -34,9 +40,10 @@ class Observations:
     def add(self, process: str, observed: Mapping[str, Observation]) -> None:
         """Take what a process saw."""
         with self._lock:
-            self._artifacts[process] = {model: each.artifact for model, each in observed.items()}
-            for model, each in observed.items():
-                # One that was on its way when the config changed may count in other steps.
+            # What was on its way when the config changed may be of another tier, or count in other steps.
+            of_now = {model: each for model, each in observed.items() if each.tier == self._tiers.get(model)}
+            self._artifacts[process] = {model: each.artifact for model, each in of_now.items()}
+            for model, each in of_now.items():
                 if each.canary.latencies.bounds == self._bounds.get(model):
                     canary, stable = self._counts[model]
                     self._counts[model] = canary + each.canary, stable + each.stable
@@ -49,7 +56,10 @@ class Observations:
     def take(self) -> dict[str, Observation]:
         """Return what all of them saw since the last call; a canary is ready when it is in every process that said."""
         with self._lock:
-            taken = {model: Observation(self._artifact(model), *self._counts[model]) for model in self._bounds}
+            taken = {
+                model: Observation(self._tiers[model], self._artifact(model), *self._counts[model])
+                for model in self._bounds
+            }
             self._counts = {model: _none(bounds) for model, bounds in self._bounds.items()}
         return taken
 

@@ -43,7 +43,7 @@ class SharedBuilds:
         self._is_over = False
         self._lock = threading.Lock()
         self._builds: dict[str, _Build] = {}
-        self._waiting: queue.SimpleQueue[str | None] = queue.SimpleQueue()
+        self._waiting: queue.SimpleQueue[_Build | None] = queue.SimpleQueue()
         self._thread = threading.Thread(target=self._run, name="builds", daemon=True)
         self._thread.start()
 
@@ -53,11 +53,12 @@ class SharedBuilds:
         key = request.model_dump_json()
         with self._lock:
             build = self._builds.get(key)
-            if build is None:
+            if build is None or build.cancelled.is_set():
+                # One that is being ended would tell whoever joins it that it was.
                 build = self._builds[key] = _Build(request)
                 if self._is_over:
                     build.cancelled.set()
-                self._waiting.put(key)
+                self._waiting.put(build)
             build.asking.append((on_progress, on_result))
             progress = build.progress
         on_progress(progress)
@@ -82,12 +83,13 @@ class SharedBuilds:
         return not self._thread.is_alive()
 
     def _run(self) -> None:
-        while (key := self._waiting.get()) is not None:
-            build = self._builds[key]
+        while (build := self._waiting.get()) is not None:
             result = self._result(build)
+            key = build.request.model_dump_json()
             # Together, so that nobody joins a build that has just ended and never hears of it.
             with self._lock:
-                del self._builds[key]
+                if self._builds.get(key) is build:
+                    del self._builds[key]
                 asking = tuple(build.asking)
             for _, on_result in asking:
                 on_result(result)

@@ -105,7 +105,7 @@ class Administered:
         assert DEPLOYMENT.canary is not None
         bounds = side_bounds(DEPLOYMENT.canary)
         canary = Counts(errors, LatencyCounts.of([0.01] * answered, bounds))
-        observation = Observation("f" * 64, canary, Counts(0, LatencyCounts.of([], bounds)))
+        observation = Observation("int8", "f" * 64, canary, Counts(0, LatencyCounts.of([], bounds)))
         self.rollouts.tick({model: observation})
 
     @property

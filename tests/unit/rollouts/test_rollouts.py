@@ -52,7 +52,7 @@ class Rolling:
         bounds = side_bounds(self.deployment.canary)
         canary = Counts(errors, LatencyCounts.of([0.01] * answered, bounds))
         stable = Counts(0, LatencyCounts.of([0.01] * answered, bounds))
-        observed = {"minilm": Observation(artifact, canary, stable)}
+        observed = {"minilm": Observation("int8", artifact, canary, stable)}
         return (rollouts or self.rollouts).tick(observed)["minilm"].canary_percent
 
     def run(self, seconds: int, **each: Any) -> list[int]:
@@ -171,6 +171,52 @@ def test_two_servers_on_one_store_agree(rolling: Rolling) -> None:
     assert rolling.tick(rollouts=other) == 0
     assert other.status("minilm")[0]["moved_on_by"] == "this server"
     other.close()
+
+
+@pytest.mark.parametrize("is_corrupt", [False, True])
+def test_server_that_takes_over_goes_by_what_is_stored_and_not_by_what_it_saw_last(
+    rolling: Rolling, is_corrupt: bool
+) -> None:
+    other = rolling.another()
+    rolling.tick(answered=30)
+    assert rolling.run(12)[-1] == 50
+    assert rolling.tick(rollouts=other) == 50
+    rolling.rollouts.act("minilm", "abort", who="eve")
+    rolling.rollouts.close()  # before the other one looks again
+    if is_corrupt:
+        (rolling.folder / "rollouts/minilm.json").write_bytes(b"{")
+    assert [rolling.tick(rollouts=other) for _ in range(3)] == [0, 0, 0]
+    assert other.status("minilm")[0]["phase"] == "aborted"
+    other.close()
+
+
+def test_asking_how_a_rollout_stands_takes_it_over_from_nobody(rolling: Rolling) -> None:
+    other = rolling.another()
+    other.status()
+    rolling.tick()
+    assert rolling.status()["moved_on_by"] == "this server"
+    other.close()
+
+
+def test_rollout_that_cannot_be_stored_gets_nothing_and_holds_up_no_other(rolling: Rolling) -> None:
+    rolling.tick()
+    (rolling.folder / "rollouts/other.lock").mkdir()
+    rollouts = rolling.another(minilm=rolling.deployment, other=rolling.deployment)
+    rolling.rollouts.close()
+    rolling.now += 1
+    assert rolling.deployment.canary is not None
+    nothing = Counts(0, LatencyCounts.of((), side_bounds(rolling.deployment.canary)))
+    seen = Observation("int8", "first", nothing, nothing)
+    weights = rollouts.tick({"minilm": seen, "other": seen})
+    assert (weights["minilm"].canary_percent, weights["other"].canary_percent) == (10, 0)
+    rollouts.close()
+
+
+def test_what_was_seen_of_another_tier_begins_no_rollout(rolling: Rolling) -> None:
+    assert rolling.deployment.canary is not None
+    nothing = Counts(0, LatencyCounts.of((), side_bounds(rolling.deployment.canary)))
+    assert rolling.rollouts.tick({"minilm": Observation("lean", "first", nothing, nothing)}) == {}
+    assert rolling.status()["phase"] == "waiting"
 
 
 def test_two_servers_give_a_canary_that_only_one_has_ready_to_that_one_alone(rolling: Rolling) -> None:

@@ -74,6 +74,11 @@ def test_tier_of_a_split_that_is_not_ready_leaves_its_requests_to_the_default() 
     assert routing.tiers(8) == {"int8": 8}
 
 
+def test_tier_of_a_split_that_the_model_does_not_have_leaves_its_requests_to_the_default() -> None:
+    routing = Routing(split={"int8": 1, "other": 1})
+    assert routing.tiers(8) == {"int8": 8}
+
+
 def test_canary_gets_nothing_before_its_rollout_says_so() -> None:
     routing = Routing(**CANARY)
     assert routing.tiers(100) == {"dense": 100}

@@ -8,8 +8,8 @@ from serveprune.rollouts.window import Counts
 from serveprune.supervision.observations import Observations
 
 
-def deployment(**guards: Any) -> DeploymentConfig:
-    canary = {"tier": "int8", "steps": [{"setWeight": 10}], "guards": {"max_error_ratio": 0.1, **guards}}
+def deployment(tier: str = "int8", **guards: Any) -> DeploymentConfig:
+    canary = {"tier": tier, "steps": [{"setWeight": 10}], "guards": {"max_error_ratio": 0.1, **guards}}
     return DeploymentConfig.model_validate({"canary": canary})
 
 
@@ -20,7 +20,7 @@ def seen(artifact: str | None, answered: int, errors: int = 0, *, of: Deployment
     assert of.canary is not None
     bounds = side_bounds(of.canary)
     stable = Counts(0, LatencyCounts.of((), bounds))
-    return Observation(artifact, Counts(errors, LatencyCounts.of([0.01] * answered, bounds)), stable)
+    return Observation(of.canary.tier, artifact, Counts(errors, LatencyCounts.of([0.01] * answered, bounds)), stable)
 
 
 def test_counts_of_all_processes_add_up_until_they_are_taken() -> None:
@@ -58,3 +58,15 @@ def test_what_was_counted_in_other_steps_before_the_config_changed_is_left_out()
     taken = observations.take()
     assert list(taken) == ["minilm"]
     assert taken["minilm"].canary.requests == 2
+
+
+def test_artifact_of_another_tier_is_not_that_of_the_canary_after_the_config_changed() -> None:
+    observations, changed = Observations(), deployment(tier="lean")
+    observations.deploy({"minilm": DEPLOYMENT})
+    observations.add("0", {"minilm": seen("a", 3)})
+    observations.deploy({"minilm": changed})
+    assert observations.take()["minilm"].artifact is None
+    observations.add("0", {"minilm": seen("a", 3)})
+    assert observations.take()["minilm"].artifact is None
+    observations.add("0", {"minilm": seen("b", 2, of=changed)})
+    assert observations.take()["minilm"].artifact == "b"

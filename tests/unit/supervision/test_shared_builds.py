@@ -158,3 +158,15 @@ def test_builds_that_nobody_wants_any_more_are_ended_and_the_others_made(
     assert wanted.result().outcome is BuildOutcome.BUILT
     assert builder.asked == ["int8", "small"]
     assert ended == [("small", BuildOutcome.BUILT)]
+
+
+def test_build_that_is_wanted_again_while_it_is_being_ended_is_made_anew(
+    builds: SharedBuilds, builder: HeldBuilder
+) -> None:
+    running, waiting = Process(builds, "int8"), Process(builds, "lean")
+    assert builder.started.wait(30)
+    builds.cancel_unless(lambda request: False)
+    again = [Process(builds, tier) for tier in ("int8", "lean")]
+    assert [each.result().outcome for each in (running, waiting)] == [BuildOutcome.FAILED] * 2
+    builder.let_go.set()
+    assert [each.result().outcome for each in again] == [BuildOutcome.BUILT] * 2
