@@ -77,3 +77,19 @@ def test_next_lower_version_is_given_when_the_highest_goes() -> None:
     assert [each.version for each in registry.current()] == ["2"]
     registry.replace([])
     assert registry.models() == registry.current() == registry.versions("m") == []
+
+
+def test_version_whose_model_is_replaced_goes_on_until_a_higher_one_is_complete() -> None:
+    first, second, successor = model("1"), model("2"), model("1")
+    registry = Registry([first, second])
+    for tier in first.variants:
+        make_ready(first, tier, registry)
+    assert registry.get("m") is first
+    make_ready(second, "dense", registry)
+    for tier in successor.variants:
+        successor.update(tier, state=VariantState.READY, instance=first.variants[tier].instance)
+    registry.replace([successor, second])
+    assert registry.get("m") is successor
+    for tier in second.variants:
+        make_ready(second, tier, registry)
+    assert registry.get("m") is second

@@ -278,3 +278,22 @@ def eventually(condition: Callable[[], bool], *, seconds: float = 20) -> bool:
     while not condition() and time.monotonic() < deadline:
         time.sleep(0.005)
     return condition()
+
+
+def test_what_was_loaded_for_a_model_that_is_gone_by_then_is_let_go(
+    plane: Changing, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loaded: list[Instance] = []
+    load = plane.repository.load
+
+    def load_and_remove(*arguments: Any, **options: Any) -> Instance:
+        loaded.append(load(*arguments, **options))
+        monkeypatch.undo()
+        plane.apply(None)
+        return loaded[0]
+
+    monkeypatch.setattr(plane.repository, "load", load_and_remove)
+    plane.apply(plane.config(max_batch_size=2))
+    plane.settle_again()
+    assert eventually(lambda: bool(loaded))
+    assert is_retired_soon(loaded[0])
