@@ -1,8 +1,8 @@
 """Inference calls without a thread each: the runtime's own thread takes the messages, whoever has an answer sends it.
 
 A call that has a thread changes threads five times before it is answered, which costs more than most small models do.
-The runtime offers no other way, so this reaches into it, for the few names in `_NAMES`; where a version of it lacks
-one, `is_supported` says so and `BoundedMethod` serves in its stead.
+The runtime's Python half offers no other way, so this asks its core for the calls, by the few names in `_NAMES`; where
+a version lacks one, `is_supported` says so and `BoundedMethod` serves in its stead.
 """
 
 import logging
@@ -14,7 +14,6 @@ from itertools import takewhile
 from typing import Any, ClassVar
 
 import grpc
-from grpc import _server as runtime
 from grpc._cython import cygrpc
 
 from serveprune.errors import (
@@ -31,7 +30,8 @@ from serveprune.frontends.authorization import Authorization, shown_in_metadata
 from serveprune.frontends.grpc import rounds
 from serveprune.frontends.grpc.inference import InferenceService
 from serveprune.frontends.grpc.receiving import ReceivingCalls
-from serveprune.frontends.grpc.runtime import RpcMethodHandler, Server, ServicerContext
+from serveprune.frontends.grpc.rounds import Rounds
+from serveprune.frontends.grpc.runtime import Server
 from serveprune.frontends.grpc.status import details_of, trailing_metadata_of
 from serveprune.oip.answer import Answer
 from serveprune.oip.messages import InferenceRequest, InferenceResponse
@@ -47,29 +47,28 @@ _MOST_UNAUTHORIZED = 8
 """Calls without a token whose messages are received nevertheless, so that their callers can be told what they lack."""
 
 _NAMES = (
-    "_Context",
-    "_possibly_finish_call",
-    "_status",
-    "_is_rpc_state_active",
-    "_CANCELLED",
-    "_RECEIVE_MESSAGE_TOKEN",
+    "ReceiveCloseOnServerOperation",
+    "ReceiveMessageOperation",
+    "SendInitialMetadataOperation",
+    "SendMessageOperation",
+    "SendStatusFromServerOperation",
 )
+
+_Settled = tuple[object | None, tuple[()]]
+"""What the runtime's loop wants to hear after an event: the call that is over, if one is, and nothing to call."""
+_GOES_ON: _Settled = (None, ())
 
 
 def is_supported() -> bool:
     """Tell whether the runtime has what this module, and `rounds`, need of it."""
-    names = (*_NAMES, *rounds.NAMES)
-    return all(hasattr(runtime, name) for name in names) and hasattr(cygrpc, "ReceiveMessageOperation")
+    return rounds.is_supported() and all(hasattr(cygrpc, name) for name in _NAMES)
 
 
-class DirectCalls(ThreadPoolExecutor):
-    """Takes the calls of ``ModelInfer`` from the runtime, which takes this for the pool that is to run them.
+class DirectCalls:
+    """Takes the calls of ``ModelInfer`` from the runtime.
 
     No more than so many calls are in progress at once, for each holds its message or its answer; others wait unread,
     and calls that arrive while too many wait, or without a token, are refused. Thread-safe.
-
-    Attributes:
-        handler: Of the method.
 
     Args:
         service: Decodes, submits, encodes.
@@ -96,7 +95,6 @@ class DirectCalls(ThreadPoolExecutor):
         on_rejected: Callable[[Code], None],
         authorization: Authorization | None = None,
     ) -> None:
-        super().__init__(1)
         self._authorization = authorization
         self._unauthorized: set[_Call] = set()
         self._max_active = max_active
@@ -104,51 +102,59 @@ class DirectCalls(ThreadPoolExecutor):
         self._active: dict[_Call, None] = {}
         self._answered: dict[_Call, float] = {}
         self._waiting: dict[_Call, None] = {}
-        self._lock = threading.Lock()
-        self.handler: RpcMethodHandler = grpc.stream_unary_rpc_method_handler(_pooled_in(self))
-        self.service_of = service
-        self.receiving = receiving
         self._timeout_seconds = timeout_seconds
         self._patience_seconds = patience_seconds
+        self._submitted: list[_Call] = []
+        self.lock = threading.Lock()
+        self.service = service
+        self.receiving = receiving
         self.pool = pool
         self.reject = on_rejected
-        self._submitted = 0
 
     def start(self, server: Server) -> None:
         """Start the server, whose thread submits what comes together before any of it is computed."""
-        rounds.start_in_rounds(server, end_round=self._proceed, is_round_open=lambda: self._submitted > 0)
+        Rounds(
+            server,
+            method=self.service.infer_method,
+            take=self._arrived,
+            end_round=self._proceed,
+            is_round_open=lambda: bool(self._submitted),
+        ).start()
 
-    def submit_in_round(self, request: InferenceRequest) -> Answer:
-        """Submit a request in the serving thread."""
-        self._submitted += 1
-        answer = self.service_of.submit(request, more=True)
-        if self._submitted >= _MOST_TOGETHER or self._is_round_full():
-            self._proceed()
+    def submit_in_round(self, request: InferenceRequest, call: "_Call") -> Answer:
+        """Submit a request in the serving thread; the answer comes no sooner than this has returned."""
+        answer = self.service.submit(request, more=True)
+        self._submitted.append(call)
         return answer
 
-    def _is_round_full(self) -> bool:
-        """Tell whether all calls that may be in progress are there, so that waiting for more is in vain."""
-        return self._submitted >= len(self._active) and self._in_progress() >= self._max_active
+    def look_at_round(self) -> None:
+        """End the round if more can't come or enough has come."""
+        submitted = len(self._submitted)
+        if submitted >= _MOST_TOGETHER or (
+            # All calls that may be in progress are there, so that waiting for more is in vain.
+            submitted >= len(self._active) and self._in_progress() >= self._max_active
+        ):
+            self._proceed()
 
     def _proceed(self) -> None:
-        self._submitted = 0
-        self.service_of.proceed()
+        submitted, self._submitted = self._submitted, []
+        self.service.proceed()
+        for call in submitted:
+            call.watch()
 
     @property
     def waiting(self) -> int:
         """Calls that wait for others to end."""
         return len(self._waiting)
 
-    def submit(self, run: Any, respond: Any, /, *arguments: Any, **options: Any) -> Any:  # type: ignore[override]
-        """Take a call over from the runtime, which hands over what it would run in a pool."""
-        event, state = arguments[:2]
+    def _arrived(self, event: Any) -> object:
+        """Take a call over from the runtime's core; return what will be over when the call is."""
         if self._authorization is not None:
             refusal = self._authorization.refusal(shown_in_metadata(event.invocation_metadata))
             if refusal is not None:
-                self._turn_away(_RefusedCall(self, event, state, refusal))
-                return
-        call = _Call(self, event, state)
-        with self._lock:
+                return self._turn_away(_RefusedCall(self, event, refusal))
+        call = _Call(self, event)
+        with self.lock:
             begins = self._in_progress() < self._max_active
             refused = not begins and len(self._waiting) >= self._max_waiting
             if begins:
@@ -164,14 +170,17 @@ class DirectCalls(ThreadPoolExecutor):
                     retry_after_seconds=_RETRY_SECONDS,
                 )
             )
+        else:
+            call.watch()
+        return call
 
-    def _turn_away(self, call: "_RefusedCall") -> None:
+    def _turn_away(self, call: "_RefusedCall") -> object:
         """Refuse a call that may not be answered: it takes no place of those that may.
 
         Python's asyncio client reports an internal error if its call ends while it still sends the message, so that is
         waited for, of a few calls at a time.
         """
-        with self._lock:
+        with self.lock:
             waits = len(self._unauthorized) < _MOST_UNAUTHORIZED
             if waits:
                 self._unauthorized.add(call)
@@ -179,18 +188,18 @@ class DirectCalls(ThreadPoolExecutor):
             call.receive()
         else:
             call.refuse(call.refusal)
+        return call
 
-    def answered(self, call: "_Call") -> None:
-        """Note that an answer is on its way; it stays in memory until its caller has read it."""
-        with self._lock:
-            if call in self._active:
-                del self._active[call]
-                self._answered[call] = time.monotonic()
+    def note_answered(self, call: "_Call") -> None:
+        """Note, with the lock held, that an answer is on its way; it stays in memory until its caller has read it."""
+        if call in self._active:
+            del self._active[call]
+            self._answered[call] = time.monotonic()
 
     def release(self, call: "_Call") -> None:
         """Note that a call is over, and begin with one that waits."""
         following = None
-        with self._lock:
+        with self.lock:
             self._waiting.pop(call, None)
             self._unauthorized.discard(call)
             self._active.pop(call, None)
@@ -205,7 +214,7 @@ class DirectCalls(ThreadPoolExecutor):
     def end_overdue(self) -> None:
         """End the calls whose time is over; to be called now and then."""
         now = time.monotonic()
-        with self._lock:
+        with self.lock:
             # The oldest come first in both.
             late = list(takewhile(lambda call: now - call.begun > self._timeout_seconds, self._active))
             stuck = [
@@ -222,36 +231,61 @@ class DirectCalls(ThreadPoolExecutor):
 
 
 class _Call:
-    """One call on its way."""
+    """One call on its way: of what was asked of the core, the last thing to come back ends it.
 
-    __slots__ = ("_calls", "_context", "_event", "_has_message", "_state", "_submitted", "begun")
+    A call that is answered in the round in which its message came needs no watch for a caller who leaves: that is
+    asked together with sending the answer. Others are watched from the end of the round on.
+    """
+
+    __slots__ = (
+        "_answer",
+        "_calls",
+        "_core",
+        "_due",
+        "_event",
+        "_has_left",
+        "_has_message",
+        "_is_closing",
+        "_is_watched",
+        "begun",
+    )
 
     _code_without_message: ClassVar[Code] = Code.INVALID_ARGUMENT
 
-    def __init__(self, calls: DirectCalls, event: Any, state: Any) -> None:
+    def __init__(self, calls: DirectCalls, event: Any) -> None:
         self._calls = calls
         self._event = event
-        self._state = state
-        self._context: ServicerContext = runtime._Context(event, state, None)
-        self._submitted: Answer | None = None
+        self._core = event.call
+        self._answer: Answer | None = None
         self._has_message = False
+        self._due = 0
+        self._is_watched = False
+        self._is_closing = False
+        self._has_left = False
         self.begun = time.monotonic()
-        state.callbacks.append(self._ended)
 
     def receive(self) -> None:
-        """Ask the runtime for the message."""
+        """Ask the core for the message."""
         self.begun = time.monotonic()
-        self._calls.receiving.begin(self._context)
-        state = self._state
-        with state.condition:
-            active = runtime._is_rpc_state_active(state)
-            if active:
-                operations = (cygrpc.ReceiveMessageOperation(0),)
-                self._event.call.start_server_batch(operations, self._received)
-                state.due.add(runtime._RECEIVE_MESSAGE_TOKEN)
-        if not active:
-            # `_ended` comes, or came, by itself.
-            self._calls.receiving.end(self._context)
+        self._calls.receiving.begin(self)
+        with self._calls.lock:
+            is_open = not self._is_closing
+            if is_open:
+                self._due += 1
+        if is_open:
+            self._core.start_server_batch((cygrpc.ReceiveMessageOperation(0),), self._received)
+        else:
+            # `_end` comes, or came, by itself.
+            self._calls.receiving.end(self)
+
+    def watch(self) -> None:
+        """Ask the core to tell when the caller leaves."""
+        with self._calls.lock:
+            if self._is_closing or self._is_watched:
+                return
+            self._is_watched = True
+            self._due += 1
+        self._core.start_server_batch((cygrpc.ReceiveCloseOnServerOperation(0),), self._closed)
 
     def refuse(self, error: ServePruneError) -> None:
         """End a call that does not reach the data plane."""
@@ -261,32 +295,35 @@ class _Call:
 
     def time_out(self) -> None:
         """End a call that took too long."""
-        submitted = self._submitted
-        if submitted is not None:
+        answer = self._answer
+        if answer is not None:
             # In this order, for to cancel is an end of its own.
             self._fail(DeadlineExceeded("the request was not answered in time"))
-            submitted.cancel()
+            answer.cancel()
 
     def cancel(self) -> None:
-        """End a call whose caller does not read the answer."""
-        self._context.cancel()
+        """End a call whose caller does not read the answer, or does not send the message."""
+        self._core.cancel()
 
-    def _received(self, event: Any) -> Any:
+    def _received(self, event: Any) -> _Settled:
         """Take the message, in the thread of the runtime, which this must neither block nor end."""
         message: bytes | None = event.batch_operations[0].message()
-        self._calls.receiving.end(self._context)
+        self._calls.receiving.end(self)
         if message is None:
             # The caller has left or has sent none; which of both shows when the call has ended.
-            self._fail(InvalidArgument(f"expected one {self._calls.service_of.request_name}, got none"))
+            self._fail(InvalidArgument(f"expected one {self._calls.service.request_name}, got none"))
         else:
             self._has_message = True
-            if len(message) <= _INLINE_BYTES:
-                self._infer(message, self._calls.submit_in_round)
-            else:
-                self._apart(self._infer, message, self._calls.service_of.submit)
-        state = self._state
-        with state.condition:
-            return runtime._possibly_finish_call(state, runtime._RECEIVE_MESSAGE_TOKEN)
+            self._take(message)
+        return self._settle()
+
+    def _take(self, message: bytes) -> None:
+        if len(message) <= _INLINE_BYTES:
+            self._infer(message, lambda request: self._calls.submit_in_round(request, self))
+            self._calls.look_at_round()
+        else:
+            self.watch()
+            self._apart(self._infer, message, self._calls.service.submit)
 
     def _apart(self, work: Callable[..., None], *subjects: Any) -> None:
         try:
@@ -295,31 +332,34 @@ class _Call:
             self._fail(Unavailable("the server is shutting down", retry_after_seconds=_RETRY_SECONDS))
 
     def _infer(self, message: bytes, submit: Callable[[InferenceRequest], Answer]) -> None:
+        event = self._event
         try:
             try:
-                request = self._calls.service_of.decode(message, self._context)
+                request = self._calls.service.decode(
+                    message, metadata=event.invocation_metadata, deadline=event.call_details.deadline
+                )
             except ServePruneError as error:
                 self.refuse(error)
                 return
-            submitted = self._submitted = submit(request)
-            submitted.add_done_callback(self._done)
-            if not runtime._is_rpc_state_active(self._state):
-                submitted.cancel()
+            answer = self._answer = submit(request)
+            answer.add_done_callback(self._done)
+            if self._is_closing:
+                answer.cancel()
         except ServePruneError as error:
             self._fail(error)
         except Exception as error:  # whatever it is, the caller must not see it
             self._fail(_unexpected(error))
 
-    def _done(self, submitted: Answer) -> None:
+    def _done(self, answer: Answer) -> None:
         """Send the answer, in the thread that has it."""
         # An answer keeps its callbacks, and so this call, which must not wait for the garbage collector.
-        self._submitted = None
-        if submitted.cancelled():
+        self._answer = None
+        if answer.cancelled():
             self._fail(Cancelled("the caller left before the request was answered"))
             return
-        error = submitted.exception()
+        error = answer.exception()
         if error is None:
-            response = submitted.result()
+            response = answer.result()
             if sum(tensor.size_bytes for tensor in response.outputs) <= _INLINE_BYTES:
                 self._encode(response)
             else:
@@ -331,39 +371,70 @@ class _Call:
 
     def _encode(self, response: InferenceResponse) -> None:
         try:
-            serialized, metadata = self._calls.service_of.encode(response)
-            self._finish(serialized, metadata)
+            serialized, metadata = self._calls.service.encode(response)
         except ServePruneError as error:
             self._fail(error)
         except Exception as error:  # see above
             self._fail(_unexpected(error))
+        else:
+            self._close(
+                cygrpc.SendMessageOperation(serialized, 0),
+                cygrpc.SendStatusFromServerOperation(metadata, cygrpc.StatusCode.ok, b"", 0),
+            )
 
     def _fail(self, error: ServePruneError) -> None:
-        state = self._state
-        with state.condition:
-            if runtime._is_rpc_state_active(state):
-                state.code = grpc.StatusCode[error.code.name]
-                state.details = details_of(error).encode()
-        self._finish(None, trailing_metadata_of(error))
+        code: int = grpc.StatusCode[error.code.name].value[0]
+        self._close(
+            cygrpc.SendStatusFromServerOperation(trailing_metadata_of(error), code, details_of(error).encode(), 0)
+        )
 
-    def _finish(self, serialized: bytes | None, metadata: tuple[tuple[str, str], ...]) -> None:
+    def _close(self, *operations: Any) -> None:
         """Send the end of the call, once; a call whose caller has left is beyond that."""
-        state = self._state
-        with state.condition:
-            if runtime._is_rpc_state_active(state):
-                state.trailing_metadata = metadata
-                self._calls.answered(self)
-                runtime._status(self._event, state, serialized)
+        calls = self._calls
+        with calls.lock:
+            if self._is_closing:
+                return
+            self._is_closing = True
+            self._due += 1
+            calls.note_answered(self)
+        if self._is_watched:
+            tag = self._sent
+        else:
+            operations = (cygrpc.ReceiveCloseOnServerOperation(0), *operations)
+            tag = self._sent_and_closed
+        self._core.start_server_batch((cygrpc.SendInitialMetadataOperation(None, 0), *operations), tag)
 
-    def _ended(self) -> None:
+    def _sent(self, event: Any) -> _Settled:
+        return self._settle()
+
+    def _sent_and_closed(self, event: Any) -> _Settled:
+        self._has_left = event.batch_operations[1].cancelled()
+        return self._settle()
+
+    def _closed(self, event: Any) -> _Settled:
+        # A call that nobody cancelled is closed by its answer.
+        self._has_left = event.batch_operations[0].cancelled()
+        return self._settle(is_closing=True)
+
+    def _settle(self, *, is_closing: bool = False) -> _Settled:
+        """Note that something has come back from the core."""
+        with self._calls.lock:
+            self._is_closing |= is_closing
+            self._due -= 1
+            is_over = self._is_closing and not self._due
+        if not is_over:
+            return _GOES_ON
+        self._end()
+        return self, ()
+
+    def _end(self) -> None:
         """Give everything back when the call is over, by an answer or because the caller has left."""
-        submitted = self._submitted
-        if submitted is not None:
-            submitted.cancel()
+        answer = self._answer
+        if answer is not None:
+            answer.cancel()
         if not self._has_message:
-            self._calls.receiving.end(self._context)
-            left = self._state.client is runtime._CANCELLED
-            self._calls.reject(Code.CANCELLED if left else self._code_without_message)
+            self._calls.receiving.end(self)
+            self._calls.reject(Code.CANCELLED if self._has_left else self._code_without_message)
         self._calls.release(self)
 
 
@@ -378,30 +449,20 @@ class _RefusedCall(_Call):
 
     _code_without_message = Code.UNAUTHENTICATED
 
-    def __init__(self, calls: DirectCalls, event: Any, state: Any, refusal: ServePruneError) -> None:
-        super().__init__(calls, event, state)
+    def __init__(self, calls: DirectCalls, event: Any, refusal: ServePruneError) -> None:
+        super().__init__(calls, event)
         self.refusal = refusal
 
-    def _received(self, event: Any) -> Any:
+    def _received(self, event: Any) -> _Settled:
         """Refuse the call, whatever its message is."""
         message: bytes | None = event.batch_operations[0].message()
-        self._calls.receiving.end(self._context)
+        self._calls.receiving.end(self)
         if message is None:
             # As for other calls, its end is what tells why.
             self._fail(self.refusal)
         else:
             self.refuse(self.refusal)
-        state = self._state
-        with state.condition:
-            return runtime._possibly_finish_call(state, runtime._RECEIVE_MESSAGE_TOKEN)
-
-
-def _pooled_in(calls: DirectCalls) -> Any:
-    def behaviour(messages: Any, context: ServicerContext) -> None:
-        raise AssertionError("the calls were to be taken over from the runtime")
-
-    behaviour.experimental_thread_pool = calls  # type: ignore[attr-defined]
-    return behaviour
+        return self._settle()
 
 
 def _unexpected(error: BaseException) -> Internal:

@@ -11,7 +11,7 @@ from google.protobuf.message import Message
 
 from serveprune.errors import Cancelled, Code, DeadlineExceeded, InvalidArgument, ServePruneError
 from serveprune.frontends.authorization import Authorization
-from serveprune.frontends.grpc.decoding import TIER_METADATA, decode_request
+from serveprune.frontends.grpc.decoding import TIER_METADATA, Metadata, decode_request
 from serveprune.frontends.grpc.encoding import (
     encode_index,
     encode_model_metadata,
@@ -150,7 +150,7 @@ class InferenceService:
 
     def model_infer(self, request: pb.ModelInferRequest, context: ServicerContext) -> pb.ModelInferResponse:
         """Answer ``ModelInfer``; the serving tier is in the trailing metadata too."""
-        deadline = _deadline(context)
+        deadline = _monotonic(context.time_remaining())
         try:
             decoded = decode_request(request, metadata=context.invocation_metadata(), deadline=deadline)
         except ServePruneError as error:
@@ -162,14 +162,19 @@ class InferenceService:
             context.set_trailing_metadata(metadata)
         return encode_response(response)
 
-    def decode(self, serialized: bytes, context: ServicerContext) -> InferenceRequest:
+    def decode(self, serialized: bytes, *, metadata: Metadata, deadline: float) -> InferenceRequest:
         """Return the request that a serialized message and its call hold.
+
+        Args:
+            serialized: The message.
+            metadata: Of the call; names are lower-case.
+            deadline: Of the call, on ``time.time()``; far away if it has none.
 
         Raises:
             ServePruneError: They hold none.
         """
         message: Any = parse_message(serialized, pb.ModelInferRequest)
-        return decode_request(message, metadata=context.invocation_metadata(), deadline=_deadline(context))
+        return decode_request(message, metadata=metadata, deadline=_monotonic(max(0.0, deadline - time.time())))
 
     def encode(self, response: InferenceResponse) -> tuple[bytes, tuple[tuple[str, str], ...]]:
         """Return a serialized answer and its trailing metadata."""
@@ -220,9 +225,8 @@ def _tier_metadata(response: InferenceResponse) -> tuple[tuple[str, str], ...]:
     return ()
 
 
-def _deadline(context: ServicerContext) -> float | None:
-    """Return the caller's deadline on ``time.monotonic()``."""
-    remaining: float | None = context.time_remaining()
+def _monotonic(remaining: float | None) -> float | None:
+    """Return on ``time.monotonic()`` the deadline of a call that has so many seconds left."""
     # A call without a deadline has one at the end of time.
     if remaining is None or not math.isfinite(remaining) or remaining > threading.TIMEOUT_MAX:
         return None

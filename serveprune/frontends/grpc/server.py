@@ -107,11 +107,8 @@ class GrpcFrontend:
         server.add_registered_method_handlers(SERVICE, self._service.slow_handlers(methods, pool=changing))
         inference = self._inference(methods, workers=workers, quick=quick)
         absent = AbsentMethods(SERVICE, receiving=self._receiving, pool=quick)
-        if isinstance(inference, DirectCalls):
-            server.add_registered_method_handlers(SERVICE, {"ModelInfer": inference.handler})
-            server.add_generic_rpc_handlers((absent,))
-        else:
-            server.add_generic_rpc_handlers((inference, absent))
+        generic = (absent,) if isinstance(inference, DirectCalls) else (inference, absent)
+        server.add_generic_rpc_handlers(generic)
         self._calls = inference
         add_health(server, self._health, methods=methods, pool=quick)
         add_reflection(server, pool=streaming, streams=self._streams)
