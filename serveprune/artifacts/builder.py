@@ -13,7 +13,11 @@ from serveprune.config.root import ServePruneConfig
 
 
 class BuildRequest(BaseModel):
-    """One artifact to make: the dense graph of a model, or a tier of it. JSON goes to the child process."""
+    """One artifact to make: the dense graph of a model, or a tier of it. JSON goes to the child process.
+
+    Attributes:
+        content: What the model's files were like, where they may change under their names; else nothing.
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -21,18 +25,20 @@ class BuildRequest(BaseModel):
     model: ModelConfig
     tier: str = DENSE
     profile: ProfileConfig | None = None
+    content: str = ""
 
     @property
     def is_dense(self) -> bool:
         """Whether this asks for the imported graph itself."""
         return self.profile is None
 
-    def is_wanted_by(self, config: ServePruneConfig) -> bool:
-        """Tell whether a server with this config would ask for the same."""
+    def is_wanted_by(self, config: ServePruneConfig, *, contents: Mapping[tuple[str, str], str]) -> bool:
+        """Tell whether a server with this config, and with these contents by name and version, would ask for the same."""
         entry = config.models.get(self.model_name)
         model = entry.served.get(self.model.version) if entry is not None else None
         return (
             model is not None
+            and contents.get((self.model_name, self.model.version), "") == self.content
             and self.tier in model.tiers
             and model.of_all_tiers == self.model.of_all_tiers
             and config.profile(self.tier) == self.profile

@@ -170,7 +170,13 @@ class BringUp:
         raise Internal(f"{task.tier} was to be loaded on no backend")
 
     def _build(self, task: Task, cancelled: Event) -> None:
-        request = BuildRequest(model_name=task.model.name, model=task.config, tier=task.tier, profile=task.profile)
+        request = BuildRequest(
+            model_name=task.model.name,
+            model=task.config,
+            tier=task.tier,
+            profile=task.profile,
+            content=task.model.content,
+        )
         self._update(task, state=VariantState.BUILDING, progress=BuildProgress("starting", 0.0))
         _log.info("%s: building", task)
 

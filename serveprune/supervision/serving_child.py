@@ -1,6 +1,7 @@
 """One serving process as its supervisor sees it."""
 
 import contextlib
+import math
 import os
 import signal
 import socket
@@ -24,6 +25,7 @@ class ServingChild:
         spread: What it was told last of each canary.
         answers_since: When it could first answer for every model; ``None`` before.
         is_hindered: It said that something beside it has to be mended before it can start.
+        kill_at: When it is to have ended by itself, on ``time.monotonic()``.
     """
 
     def __init__(self, command: Sequence[str], *, name: str) -> None:
@@ -50,6 +52,7 @@ class ServingChild:
         self.may_listen = False
         self.answers_since: float | None = None
         self.is_hindered = False
+        self.kill_at = math.inf
         self.spread: dict[str, Spread] = {}
         self.exit_code: int | None = None
         self.cpu_seconds = 0.0

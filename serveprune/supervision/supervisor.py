@@ -166,7 +166,7 @@ class Supervisor:
                 child.spread.clear()
                 child.channel.send(applied)
             self._deploy()
-        self._builds.cancel_unless(lambda request: request.is_wanted_by(config))
+        self._builds.cancel_unless(lambda request: request.is_wanted_by(config, contents=contents))
 
     def _deploy(self) -> None:
         """Have the rollouts of the config."""
@@ -377,6 +377,9 @@ class Supervisor:
                 while child.channel.fileno() in selector.get_map() and self._read(child, selector):
                     pass
                 self._bury(place, child, selector)
+        for child in self._children():
+            if time.monotonic() > child.kill_at:
+                child.send_signal(signal.SIGKILL)
 
     def _read(self, child: ServingChild, selector: selectors.BaseSelector) -> bool:
         messages = child.channel.receive()
@@ -384,6 +387,7 @@ class Supervisor:
             selector.unregister(child.channel)
             # It may have closed its end and live on, deaf.
             child.send_signal(signal.SIGTERM)
+            child.kill_at = time.monotonic() + self._config.server.drain_seconds + _STOP_MARGIN_SECONDS
             return False
         for message in messages:
             self._take(child, message)

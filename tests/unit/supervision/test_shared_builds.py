@@ -11,8 +11,8 @@ from serveprune.supervision.shared_builds import SharedBuilds
 MODEL = ModelConfig.model_validate({"source": {"onnx": __file__}})
 
 
-def request(tier: str = "dense") -> BuildRequest:
-    return BuildRequest(model_name="boots", model=MODEL, tier=tier)
+def request(tier: str = "dense", *, content: str = "") -> BuildRequest:
+    return BuildRequest(model_name="boots", model=MODEL, tier=tier, content=content)
 
 
 class HeldBuilder:
@@ -40,11 +40,11 @@ class HeldBuilder:
 class Process:
     """Takes what it is told of a build."""
 
-    def __init__(self, builds: SharedBuilds, tier: str = "dense") -> None:
+    def __init__(self, builds: SharedBuilds, tier: str = "dense", *, content: str = "") -> None:
         self.progress: list[BuildProgress] = []
         self.results: list[BuildResult] = []
         self._ended = Event()
-        builds.ask(request(tier), on_progress=self.progress.append, on_result=self._take)
+        builds.ask(request(tier, content=content), on_progress=self.progress.append, on_result=self._take)
 
     def _take(self, result: BuildResult) -> None:
         self.results.append(result)
@@ -85,6 +85,13 @@ def test_build_is_made_once_for_all_who_ask(
     assert builder.asked == ["dense"]
     assert ended == [("dense", BuildOutcome.BUILT)]
     assert all(BuildProgress("importing", 0.5) in process.progress for process in processes)
+
+
+def test_build_of_other_files_under_the_same_names_is_another_one(builds: SharedBuilds, builder: HeldBuilder) -> None:
+    processes = [Process(builds, content=content) for content in ("before", "after", "after")]
+    builder.let_go.set()
+    assert all(process.result().outcome is BuildOutcome.BUILT for process in processes)
+    assert builder.asked == ["dense", "dense"]
 
 
 def test_builds_come_one_after_the_other(builds: SharedBuilds, builder: HeldBuilder) -> None:
