@@ -33,7 +33,7 @@ class BuildRequest(BaseModel):
         return self.profile is None
 
     def is_wanted_by(self, config: ServePruneConfig, *, contents: Mapping[tuple[str, str], str]) -> bool:
-        """Tell whether a server with this config, and with these contents by name and version, would ask for the same."""
+        """Tell whether a server with this config, and contents by name and version, would ask for the same."""
         entry = config.models.get(self.model_name)
         model = entry.served.get(self.model.version) if entry is not None else None
         return (

@@ -25,7 +25,7 @@ def test_process_that_is_deaf_and_does_not_end_is_killed(monkeypatch: pytest.Mon
         {
             "store": {"path": tmp_path / "store"},
             "server": {
-                **{name: "127.0.0.1:0" for name in ("http", "grpc", "metrics")},
+                **dict.fromkeys(("http", "grpc", "metrics"), "127.0.0.1:0"),
                 "processes": 2,
                 "drain_seconds": 0.1,
             },
