@@ -161,7 +161,10 @@ class Model:
     @property
     def any_instance(self) -> Instance | None:
         """A loaded variant, whichever; all take and give the same."""
-        return next((variant.instance for variant in self._variants.values() if variant.instance is not None), None)
+        for variant in self._variants.values():
+            if variant.instance is not None:
+                return variant.instance
+        return None
 
     @property
     def is_settled(self) -> bool:

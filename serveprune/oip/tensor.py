@@ -22,9 +22,13 @@ class TensorSpec:
 
     def accepts(self, shape: tuple[int, ...]) -> bool:
         """Tell whether a tensor of this shape fits: the same rank, and equal sizes on static axes."""
-        return len(shape) == len(self.shape) and all(
-            want in (DYNAMIC, got) for want, got in zip(self.shape, shape, strict=True)
-        )
+        if len(shape) != len(self.shape):
+            return False
+        # A loop, for a generator costs more than all the rest, and this is asked of every input.
+        for want, got in zip(self.shape, shape, strict=True):  # noqa: SIM110
+            if want not in (DYNAMIC, got):
+                return False
+        return True
 
 
 @dataclass(slots=True)
@@ -49,4 +53,6 @@ class Tensor:
     def size_bytes(self) -> int:
         """Memory of the elements, those of BYTES included."""
         size: int = self.array.nbytes
-        return size + sum(map(len, self.array.flat)) if self.datatype is Datatype.BYTES else size
+        if self.datatype is Datatype.BYTES:
+            return size + sum(map(len, self.array.flat))
+        return size

@@ -12,7 +12,7 @@ QUALIFIER = "@"
 _IN_HEADER = "the header x-compression-tier"
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class TierChoice:
     """What a request says about its tier.
 

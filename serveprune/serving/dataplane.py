@@ -185,7 +185,8 @@ class DataPlane:
         preprocessor = model.preprocessor
         alternative = preprocessor.input if preprocessor else None
         feeds, rows = graph_feeds(tensors, known.inputs, max_rows=self._max_rows, alternative=alternative)
-        _check_outputs(call.outputs, known.output_names)
+        if call.outputs:
+            _check_outputs(call.outputs, known.output_names)
         chosen = self._choose(model, call, rows=rows, length=known.fixed_length or row_length(feeds, known.padding))
         if self._shadowing.is_active:
             call.sample = self._shadowing.sample(model, chosen, feeds)

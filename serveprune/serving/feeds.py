@@ -49,11 +49,13 @@ def graph_feeds(
         InvalidArgument: An input is missing, unknown, of the wrong datatype or shape, or has no row or too many.
     """
     given = {tensor.name: tensor for tensor in tensors}
-    if given.keys() != {spec.name for spec in specs}:
+    if len(given) != len(specs):
         raise _misnamed(given, specs, alternative)
     count: int | None = None
     for spec in specs:
-        tensor = given[spec.name]
+        tensor = given.get(spec.name)
+        if tensor is None:
+            raise _misnamed(given, specs, alternative)
         _check(tensor, spec)
         if spec.shape and spec.shape[0] == DYNAMIC:
             rows = tensor.shape[0]
@@ -88,7 +90,7 @@ def _check_rows(rows: int, max_rows: int) -> None:
 def _check(tensor: Tensor, spec: TensorSpec) -> None:
     if tensor.datatype is not spec.datatype:
         raise InvalidArgument(f"input {spec.name}: expected datatype {spec.datatype}, got {tensor.datatype}")
-    if not spec.accepts(tensor.shape):
+    if not spec.accepts(tensor.array.shape):
         raise InvalidArgument(
             f"input {spec.name}: expected shape {list(spec.shape)} (-1 is any size), got {list(tensor.shape)}"
         )

@@ -93,8 +93,9 @@ def _repeated(names: Sequence[str]) -> str | None:
 def _decode_inputs(message: pb.ModelInferRequest) -> tuple[Tensor, ...]:
     tensors = list(message.inputs)
     for tensor in tensors:
-        _refuse_extensions(tensor.name, tensor.parameters)
-    twice = _repeated([tensor.name for tensor in tensors])
+        if tensor.parameters:
+            _refuse_extensions(tensor.name, tensor.parameters)
+    twice = _repeated([tensor.name for tensor in tensors]) if len(tensors) > 1 else None
     if twice is not None:
         raise InvalidArgument(f"input {twice!r} is sent twice; expected each input once")
     raw = message.raw_input_contents
@@ -108,13 +109,15 @@ def _decode_inputs(message: pb.ModelInferRequest) -> tuple[Tensor, ...]:
     if len(raw) != len(tensors):
         raise InvalidArgument(f"expected one entry of raw_input_contents per input, {len(tensors)}, got {len(raw)}")
     return tuple(
-        decode_binary(
-            memoryview(content),
-            name=tensor.name,
-            datatype=Datatype.parse(tensor.datatype),
-            shape=tensor.shape,
-        )
-        for tensor, content in zip(tensors, raw, strict=True)
+        [
+            decode_binary(
+                memoryview(content),
+                name=tensor.name,
+                datatype=Datatype.parse(tensor.datatype),
+                shape=tensor.shape,
+            )
+            for tensor, content in zip(tensors, raw, strict=True)
+        ]
     )
 
 

@@ -1,6 +1,7 @@
 """From the protocol-neutral answers to protobuf messages."""
 
 from collections.abc import Iterable, Sequence
+from functools import lru_cache
 
 from serveprune.frontends.grpc.pb import open_inference_pb2 as pb
 from serveprune.oip.binary_tensors import encode_binary
@@ -9,16 +10,32 @@ from serveprune.oip.tensor import TensorSpec
 
 _INT64_MAX = 2**63 - 1
 
+_SHARED = 256
+"""Beginnings of answers that are kept: one for each reason for a tier, which adaptive deployments give in figures."""
 
-def encode_response(response: InferenceResponse) -> pb.ModelInferResponse:
-    """Return the message for an answer, its tensors in ``raw_output_contents``."""
-    message = pb.ModelInferResponse(model_name=response.model, model_version=response.version, id=response.id or "")
-    for name, value in response.parameters.items():
-        set_parameter(message.parameters[name], value)
+
+def encode_response(response: InferenceResponse) -> bytes:
+    """Return the serialized ``ModelInferResponse`` for an answer, its tensors in ``raw_output_contents``.
+
+    Of two serialized messages one after the other protobuf makes one message with the fields of both, so what many
+    answers share is serialized once.
+    """
+    own = pb.ModelInferResponse()
+    if response.id is not None:
+        own.id = response.id
     for tensor in response.outputs:
-        message.outputs.add(name=tensor.name, datatype=tensor.datatype, shape=tensor.shape)
-        message.raw_output_contents.append(bytes(encode_binary(tensor.array, tensor.datatype)))
-    return message
+        own.outputs.add(name=tensor.name, datatype=tensor.datatype, shape=tensor.array.shape)
+        own.raw_output_contents.append(bytes(encode_binary(tensor.array, tensor.datatype)))
+    return _shared(response.model, response.version, response.tier, response.tier_reason) + own.SerializeToString()
+
+
+@lru_cache(maxsize=_SHARED)
+def _shared(model: str, version: str, tier: str, tier_reason: str) -> bytes:
+    answer = InferenceResponse(model, version, (), tier, tier_reason)
+    message = pb.ModelInferResponse(model_name=model, model_version=version)
+    for name, value in answer.parameters.items():
+        set_parameter(message.parameters[name], value)
+    return message.SerializeToString()
 
 
 def set_parameter(parameter: pb.InferParameter, value: Parameter) -> None:

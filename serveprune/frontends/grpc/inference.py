@@ -160,7 +160,7 @@ class InferenceService:
         metadata = _tier_metadata(response)
         if metadata:
             context.set_trailing_metadata(metadata)
-        return encode_response(response)
+        return pb.ModelInferResponse.FromString(encode_response(response))
 
     def decode(self, serialized: bytes, *, metadata: Metadata, deadline: float) -> InferenceRequest:
         """Return the request that a serialized message and its call hold.
@@ -178,7 +178,7 @@ class InferenceService:
 
     def encode(self, response: InferenceResponse) -> tuple[bytes, tuple[tuple[str, str], ...]]:
         """Return a serialized answer and its trailing metadata."""
-        return encode_response(response).SerializeToString(), _tier_metadata(response)
+        return encode_response(response), _tier_metadata(response)
 
     def _await(self, answer: Answer, context: ServicerContext, *, deadline: float | None) -> InferenceResponse:
         """Wait for an answer no longer than the caller does, and give it up when the caller leaves."""

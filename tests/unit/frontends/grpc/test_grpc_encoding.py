@@ -34,7 +34,8 @@ def test_outputs_are_raw_in_their_order() -> None:
     numbers = np.array([[1.5], [2.5]], dtype=np.float32)
     outputs = (Tensor.of("words", words), Tensor("numbers", Datatype.FP32, numbers))
 
-    message = encode_response(InferenceResponse("m@int8", "3", outputs, "int8", "asked for", "7"))
+    serialized = encode_response(InferenceResponse("m@int8", "3", outputs, "int8", "asked for", "7"))
+    message = pb.ModelInferResponse.FromString(serialized)
 
     assert (message.model_name, message.model_version, message.id) == ("m@int8", "3", "7")
     assert [(output.name, output.datatype, list(output.shape)) for output in message.outputs] == [
