@@ -21,6 +21,7 @@ Body = bytes | bytearray | memoryview
 
 _NO_PARAMETERS: Mapping[str, Parameter] = {}
 _NOTHING = memoryview(b"")
+_ALL_JSON, _ALL_BINARY = OutputFormat(), OutputFormat(binary=True)
 
 
 def decode_request(
@@ -53,19 +54,22 @@ def decode_request(
     binary_by_default = "binary_data_output" in parameters and flag(
         parameters["binary_data_output"], where="parameters.binary_data_output"
     )
+    # By position: by name it takes more than twice as long.
     request = InferenceRequest(
-        model=model,
-        inputs=inputs,
-        version=version,
-        id=_decode_id(document.get("id")),
-        outputs=names,
-        parameters=parameters,
-        tier=tier,
-        deadline=deadline,
-        max_latency_ms=max_latency_ms,
-        min_quality=min_quality,
-        headers=headers,
+        model,
+        inputs,
+        version,
+        _decode_id(document.get("id")),
+        names,
+        parameters,
+        tier,
+        deadline,
+        max_latency_ms,
+        min_quality,
+        headers,
     )
+    if not binary_by_name:
+        return request, _ALL_BINARY if binary_by_default else _ALL_JSON
     return request, OutputFormat(binary_by_default, binary_by_name)
 
 

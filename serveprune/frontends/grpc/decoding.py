@@ -59,18 +59,19 @@ def decode_request(
         Unimplemented: The request needs an extension this server does not have.
     """
     said = _said(metadata)
+    # By position: by name it takes more than twice as long.
     return InferenceRequest(
-        model=message.model_name,
-        version=message.model_version or None,
-        id=message.id or None,
-        inputs=_decode_inputs(message),
-        outputs=_decode_outputs(message.outputs) if message.outputs else (),
-        parameters=_decode_parameters(message.parameters) if message.parameters else {},
-        tier=said.get(TIER_METADATA),
-        deadline=deadline,
-        max_latency_ms=said.get(_MAX_LATENCY_METADATA),
-        min_quality=said.get(_MIN_QUALITY_METADATA),
-        headers=metadata,
+        message.model_name,
+        _decode_inputs(message),
+        message.model_version or None,
+        message.id or None,
+        _decode_outputs(message.outputs) if message.outputs else (),
+        _decode_parameters(message.parameters) if message.parameters else {},
+        said.get(TIER_METADATA),
+        deadline,
+        said.get(_MAX_LATENCY_METADATA),
+        said.get(_MIN_QUALITY_METADATA),
+        metadata,
     )
 
 

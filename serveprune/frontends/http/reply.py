@@ -14,9 +14,9 @@ _JOIN_BELOW_BYTES = 65536
 _MAX_MESSAGE_CHARACTERS = 4096
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Reply:
-    """A complete HTTP response; its body may be in parts that need not be copied together."""
+    """A complete HTTP response, which nobody changes; its body may be in parts that need not be copied together."""
 
     status: int
     headers: Sequence[Header]
