@@ -1,6 +1,7 @@
 """One canary under way: its state, what is stored of it, and what its sides did lately."""
 
 import logging
+import math
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
@@ -21,6 +22,8 @@ _log = logging.getLogger(__name__)
 
 _WINDOW_SECONDS = 600.0
 """Where no guards say how far back to look."""
+_JUDGED_EVERY_SECONDS = 1.0
+"""More looks find more by chance; the figures of `docs/guards.md` are for this."""
 _STORED_EVERY_SECONDS = 10.0
 """What is lost of a pause, at the most, when the server is killed."""
 
@@ -64,6 +67,7 @@ class Canary:
         seconds = _WINDOW_SECONDS if guards is None else guards.window
         self._canary, self._stable = (Window(seconds, bounds=self.bounds) for _ in range(2))
         self._judgement: Judgement | None = None
+        self._judged_at = -math.inf
 
     def tick(self, *, now: float, artifact: str | None, canary: Counts, stable: Counts) -> Weights:
         """Let time pass.
@@ -91,7 +95,8 @@ class Canary:
         if not self._is_ours:
             return self._followed(rollout, is_ready=artifact is not None)
         guards = self.config.guards
-        if guards is not None:
+        if guards is not None and now - self._judged_at >= _JUDGED_EVERY_SECONDS:
+            self._judged_at = now
             self._judgement = judge(guards, canary=self._canary.counts(now=now), stable=self._stable.counts(now=now))
         self._take(self._policy.tick(rollout, now=now, is_ready=artifact is not None, judgement=self._judgement))
         return self._policy.weights(self._rollout or rollout)
