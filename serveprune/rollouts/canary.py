@@ -60,6 +60,7 @@ class Canary:
         self._artifact: str | None = None
         self._rollout: Rollout | None = None
         self._stored: Rollout | None = None
+        self._not_stored_for: str | None = None
         self._begin_windows()
 
     def _begin_windows(self) -> None:
@@ -170,9 +171,12 @@ class Canary:
         try:
             self._state.write(rollout)
         except OSError as error:
-            _log.error("rollout of %s: its state cannot be stored: %s", self.model, error.strerror)
+            # It is tried four times a second.
+            if error.strerror != self._not_stored_for:
+                _log.error("rollout of %s: its state cannot be stored: %s", self.model, error.strerror)
+            self._not_stored_for = error.strerror
         else:
-            self._stored = rollout
+            self._stored, self._not_stored_for = rollout, None
 
     def close(self) -> None:
         """Store how it stands, and let another server move it on."""
