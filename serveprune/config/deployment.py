@@ -145,6 +145,16 @@ class DeploymentConfig(ConfigModel):
                     "judges live answers by it, got none"
                 )
             return shadow
+        if (
+            canary is not None
+            and canary.guards is not None
+            and canary.guards.min_agreement is not None
+            and shadow.tier == canary.tier
+        ):
+            raise ValueError(
+                "expected another tier than that of the canary, for canary.guards.min_agreement compares their "
+                f"answers, got {shadow.tier!r}"
+            )
         chooses = canary is not None or info.data.get("split") is not None or info.data.get("policy") != "fixed"
         known = {"canary", "split"} <= info.data.keys()
         if known and not chooses and shadow.tier == info.data.get("default_tier"):
@@ -185,6 +195,18 @@ class DeploymentConfig(ConfigModel):
     def names_default_tier(self) -> bool:
         """Whether `default_tier` is a choice of its own, not what follows from `stable`, `split` or `policy`."""
         return self.policy == "fixed" and self.canary is None and self.split is None
+
+    @property
+    def named_tiers(self) -> dict[str, str]:
+        """Key -> the tier that it names, of all keys that name one."""
+        named = {f"split.{tier}": tier for tier in self.split or {}}
+        if self.policy == "fixed" and self.split is None:
+            named["default_tier" if self.canary is None else "stable"] = self.default_tier
+        if self.canary is not None:
+            named["canary.tier"] = self.canary.tier
+        if self.shadow is not None:
+            named["shadow.tier"] = self.shadow.tier
+        return named
 
     @property
     def stable_tier(self) -> str | None:

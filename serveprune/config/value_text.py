@@ -8,6 +8,8 @@ from typing import Any
 from pydantic import BaseModel, ByteSize
 from pydantic_core import to_jsonable_python
 
+from serveprune.config.canary import Pause
+from serveprune.config.duration import duration_text
 from serveprune.config.server import Address
 
 _LONGEST_SHOWN = 80
@@ -34,6 +36,9 @@ def plain_value(value: Any) -> Any:
                 # `kind` says which of two mappings this is, so a file needs it though it has a default.
                 if name == "kind" or getattr(value, name) != field.get_default(call_default_factory=True)
             }
+        case Pause():
+            # Before lists: it is a tuple as well.
+            return {} if value.duration_seconds is None else duration_text(value.duration_seconds)
         case Address():
             return str(value)
         case Mapping():

@@ -13,7 +13,13 @@ from torch import nn
 from serveprune.config.model import HuggingFaceSource, ModelConfig
 from serveprune.errors import InvalidArgument
 from serveprune.graph.export import export_graph, first_reason, quiet_frameworks
-from serveprune.graph.huggingface_folder import image_channels, image_size, model_settings, token_inputs
+from serveprune.graph.huggingface_folder import (
+    image_channels,
+    image_size,
+    model_settings,
+    read_settings,
+    token_inputs,
+)
 from serveprune.graph.parity import Reference
 from serveprune.graph.pooling import TokenPooling
 from serveprune.graph.probe import AXIS_SIZES, BATCHES
@@ -26,6 +32,7 @@ _LOADERS = {
     "image-classification": transformers.AutoModelForImageClassification,
 }
 _EXPORT_BATCH = 2
+_SHARDS = "model.safetensors.index.json"
 
 
 class _TextModel(nn.Module):
@@ -105,9 +112,17 @@ def read_huggingface_source(
     return SourceGraph(label=label, model=graph, references=references, notes=notes)
 
 
+def _check_shards(folder: Path) -> None:
+    """Refuse weights that lie elsewhere: a folder may come from anywhere, and names in its index too."""
+    shards = read_settings(folder, _SHARDS).get("weight_map", {})
+    for name in shards.values() if isinstance(shards, dict) else (shards,):
+        if not isinstance(name, str) or Path(name).name != name:
+            raise InvalidArgument(f"{folder.name}/{_SHARDS}: expected names of files in the folder, got {name!r}")
+
+
 def _load(folder: Path, source: HuggingFaceSource) -> nn.Module:
     model_settings(folder)
-    if not any((folder / name).is_file() for name in ("model.safetensors", "model.safetensors.index.json")):
+    if not any((folder / name).is_file() for name in ("model.safetensors", _SHARDS)):
         others = sorted(
             path.name for pattern in ("*.bin", "*.pt", "*.h5", "*.msgpack") for path in folder.glob(pattern)
         )
@@ -115,6 +130,7 @@ def _load(folder: Path, source: HuggingFaceSource) -> nn.Module:
             f"{folder.name}: expected weights in model.safetensors, found {', '.join(others) or 'none'}; pickled "
             "weights are never loaded: save the model again with save_pretrained, which writes safetensors"
         )
+    _check_shards(folder)
     transformers.utils.logging.disable_progress_bar()
     try:
         with quiet_frameworks():

@@ -75,10 +75,14 @@ class Model:
             raise NotFound(f"model {self.name} has no tier {tier!r}; it has: {', '.join(self._variants)}")
         return variant
 
-    def serving(self, tier: str) -> Variant | None:
+    def serving(self, tier: str, *, withheld: str | None = None) -> Variant | None:
         """Return the variant that serves requests for a tier: itself if it is ready, else the nearest better one.
 
         Tiers are listed from best to smallest, so the nearest better one is the closest before it that is ready.
+
+        Args:
+            tier: That is asked for.
+            withheld: A tier that stands in for no other.
 
         Raises:
             NotFound: The model has no such tier.
@@ -86,7 +90,8 @@ class Model:
         self.variant(tier)
         variants = list(self._variants.values())
         nearest_first = reversed(variants[: list(self._variants).index(tier) + 1])
-        return next((variant for variant in nearest_first if variant.instance is not None), None)
+        may_serve = (variant for variant in nearest_first if variant.tier == tier or variant.tier != withheld)
+        return next((variant for variant in may_serve if variant.instance is not None), None)
 
     def pending(self, tier: str) -> Variant | None:
         """Return what is, or was last, brought up for a tier: its renewal, if it has one; ``None`` without the tier."""

@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import stat
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -123,8 +124,11 @@ class ModelFolder:
             except OSError:
                 continue  # gone meanwhile, or a link to nothing: whoever needs it will say so
             newest = max(newest, found.st_ctime, found.st_mtime)
-            if path.is_dir():
+            if stat.S_ISDIR(found.st_mode):
                 continue
+            if not stat.S_ISREG(found.st_mode):
+                # Whoever opened a pipe would wait for its writer.
+                raise InvalidArgument(f"model {name}: expected files, got a pipe, socket or device: {path.name}")
             if path.suffix.lower() in _PICKLES:
                 raise InvalidArgument(
                     f"model {name}: pickles are refused, for they run code when they are read: {path.name}; save the "

@@ -367,12 +367,12 @@ class ModelRepository:
             for tier in entry.tiers
             if tier != DENSE and file.profile(tier) is None
         ]
-        default_tier = file.deployment(name).default_tier
-        if default_tier not in entry.tiers:
-            tiers = ", ".join(entry.tiers)
-            problems.append(
-                f"deployments.{name}.default_tier: expected a tier of {name}, got {default_tier!r}; {tiers}"
-            )
+        tiers = ", ".join(entry.tiers)
+        problems += (
+            f"deployments.{name}.{key}: expected a tier of {name}, got {tier!r}; tiers: {tiers}"
+            for key, tier in file.deployment(name).named_tiers.items()
+            if tier not in entry.tiers
+        )
         if not problems:
             alone = file.model_copy(update={"models": {name: entry}})
             problems = [*check_packages(alone), *check_datasets(alone)]

@@ -1,6 +1,7 @@
 """One canary under way: its state, what is stored of it, and what its sides did lately."""
 
 import logging
+import math
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
@@ -21,6 +22,8 @@ _log = logging.getLogger(__name__)
 
 _WINDOW_SECONDS = 600.0
 """Where no guards say how far back to look."""
+_JUDGED_EVERY_SECONDS = 1.0
+"""More looks find more by chance; the figures of `docs/guards.md` are for this."""
 _STORED_EVERY_SECONDS = 10.0
 """What is lost of a pause, at the most, when the server is killed."""
 
@@ -57,6 +60,7 @@ class Canary:
         self._artifact: str | None = None
         self._rollout: Rollout | None = None
         self._stored: Rollout | None = None
+        self._not_stored_for: str | None = None
         self._begin_windows()
 
     def _begin_windows(self) -> None:
@@ -64,6 +68,7 @@ class Canary:
         seconds = _WINDOW_SECONDS if guards is None else guards.window
         self._canary, self._stable = (Window(seconds, bounds=self.bounds) for _ in range(2))
         self._judgement: Judgement | None = None
+        self._judged_at = -math.inf
 
     def tick(self, *, now: float, artifact: str | None, canary: Counts, stable: Counts) -> Weights:
         """Let time pass.
@@ -91,7 +96,8 @@ class Canary:
         if not self._is_ours:
             return self._followed(rollout, is_ready=artifact is not None)
         guards = self.config.guards
-        if guards is not None:
+        if guards is not None and now - self._judged_at >= _JUDGED_EVERY_SECONDS:
+            self._judged_at = now
             self._judgement = judge(guards, canary=self._canary.counts(now=now), stable=self._stable.counts(now=now))
         self._take(self._policy.tick(rollout, now=now, is_ready=artifact is not None, judgement=self._judgement))
         return self._policy.weights(self._rollout or rollout)
@@ -165,9 +171,12 @@ class Canary:
         try:
             self._state.write(rollout)
         except OSError as error:
-            _log.error("rollout of %s: its state cannot be stored: %s", self.model, error.strerror)
+            # It is tried four times a second.
+            if error.strerror != self._not_stored_for:
+                _log.error("rollout of %s: its state cannot be stored: %s", self.model, error.strerror)
+            self._not_stored_for = error.strerror
         else:
-            self._stored = rollout
+            self._stored, self._not_stored_for = rollout, None
 
     def close(self) -> None:
         """Store how it stands, and let another server move it on."""

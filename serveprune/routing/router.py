@@ -109,7 +109,7 @@ class Router:
             ready = self._ready(model, rows=rows, length=length)
             return _for_objective(model, objective, ready, adaptive=adaptive, elapsed_seconds=elapsed_seconds)
         if choice.tier is not None:
-            return route(model, choice)
+            return route(model, choice, withheld=self._withheld(model))
         spread, side = None, None
         traffic = self._traffic.get(model)
         if traffic is not None:
@@ -131,7 +131,7 @@ class Router:
     ) -> Route:
         """Route a request that names no tier, and that no canary and no split gets."""
         if adaptive is None:
-            return route(model, choice)
+            return route(model, choice, withheld=self._withheld(model))
         ready = self._ready(model, rows=rows, length=length, min_quality=adaptive.min_quality)
         return _adaptively(model, adaptive, ready, elapsed_seconds=elapsed_seconds)
 
@@ -151,13 +151,20 @@ class Router:
         if traffic is not None:
             traffic.obey(order)
 
+    def _withheld(self, model: Model) -> str | None:
+        """Return the tier that a request gets by name or by its rollout only; see `Traffic.withheld`."""
+        traffic = self._traffic.get(model)
+        return traffic.withheld if traffic is not None else None
+
     def _ready(
         self, model: Model, *, rows: int, length: int, min_quality: float | None = None
     ) -> list[tuple[Instance, Candidate]]:
         """Return what is loaded and good enough, from best to smallest, each with its forecast."""
-        ready = []
+        ready, withheld = [], self._withheld(model)
         for rank, variant in enumerate(model.variants.values()):
             instance = variant.instance
+            if variant.tier == withheld:
+                continue
             if instance is not None and _reaches(variant.quality, min_quality):
                 forecast = self._forecaster.forecast(instance, rows=rows, length=length)
                 ready.append((instance, Candidate(variant.tier, rank, variant.quality, forecast)))
@@ -246,8 +253,13 @@ def _adaptively(
     )
 
 
-def route(model: Model, choice: TierChoice) -> Route:
+def route(model: Model, choice: TierChoice, *, withheld: str | None = None) -> Route:
     """Return the wanted tier if it is ready, else the nearest better one; never a forecast.
+
+    Args:
+        model: Of the request.
+        choice: What it says about its tier.
+        withheld: A tier that stands in for no other.
 
     Raises:
         NotFound: The model has no such tier.
@@ -258,7 +270,7 @@ def route(model: Model, choice: TierChoice) -> Route:
     if wanted.instance is not None:
         reason = RouteReason.REQUESTED if choice.tier else RouteReason.DEFAULT
         return Route(wanted.instance, wanted.tier, wanted.tier, reason, str(reason))
-    better = model.serving(wanted.tier)
+    better = model.serving(wanted.tier, withheld=withheld)
     if choice.strict or better is None or better.instance is None:
         raise _not_served(model, wanted)
     reason = _fallback_reason(wanted)

@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from serveprune.config.deployment import DeploymentConfig
+from serveprune.config.model import DENSE
 from serveprune.config.traffic import StickyConfig
 from serveprune.models.registry import Model
 from serveprune.models.variant import Variant
@@ -60,6 +61,23 @@ class Traffic:
                 self._spread({self._canary_tier: order.percent, _STABLE: FULL_PERCENT - order.percent})
             self._order = order
 
+    @property
+    def withheld(self) -> str | None:
+        """The tier that nothing but its rollout, or its name, leads to: the canary, unless it was promoted.
+
+        Dense is what others are compared with, so there is nothing to guard it from.
+        """
+        tier, order = self._canary_tier, self._order
+        if tier is None or tier == DENSE:
+            return None
+        is_promoted = order is not None and order.percent == FULL_PERCENT and self._is_of(order, tier)
+        return None if is_promoted else tier
+
+    def _is_of(self, order: CanaryOrder, tier: str) -> bool:
+        """Tell whether a tier serves the artifact that a rollout is of."""
+        variant = self._model.variants.get(tier)
+        return variant is not None and variant.artifact is not None and variant.artifact.key == order.artifact
+
     def _spread(self, weights: Mapping[str, int]) -> None:
         self._by_turns = WeightedSplit(weights)
         self._by_key = StickySplit(weights, salt=self._model.name)
@@ -106,7 +124,7 @@ def sticky_key(sticky: StickyConfig, request: InferenceRequest) -> str | None:
     """Return what a request is spread by, if it has that."""
     match sticky.by:
         case "request_id":
-            return request.id
+            return request.id or None  # over gRPC an empty one is none
         case "parameter":
             value = request.parameters.get(sticky.name or "")
             return None if value is None else str(value)

@@ -79,7 +79,7 @@ class Shadowing:
         self._is_calm = is_calm
         self._clock = clock
         self._shadows: dict[str, ShadowConfig] = {}
-        self._owed: dict[str, float] = {}
+        self._owed: dict[tuple[str, str], float] = {}
         self._waiting: deque[ShadowSample] = deque()
         self._held_bytes = 0
         self._changed = threading.Condition()
@@ -105,9 +105,11 @@ class Shadowing:
         shadow = self._shadows.get(model.name)
         if shadow is None or shadow.tier == route.tier:
             return None
+        # By tier: if a canary gets every twentieth request, say, every fiftieth of all may never be one of its.
+        served = (model.name, route.tier)
         with self._changed:
-            owed = self._owed.get(model.name, 0.0) + shadow.sample_ratio
-            self._owed[model.name] = owed - (owed >= 1)
+            owed = self._owed.get(served, 0.0) + shadow.sample_ratio
+            self._owed[served] = owed - (owed >= 1)
         if owed < 1:
             return None
         return ShadowSample(model, route, shadow.tier, feeds, sum(array.nbytes for array in feeds.values()))

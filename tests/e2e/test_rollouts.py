@@ -12,8 +12,8 @@ import pytest
 import yaml
 from contract.grpc.messages import of_arrays
 
-from e2e.conftest import Serve
-from e2e.deployment import FASHION, fashion_images, write_fashion
+from e2e.conftest import DemoRun, Serve
+from e2e.deployment import FASHION, copy_store, fashion_images, write_fashion
 from e2e.server_process import ServerProcess, wait_until
 
 STEPS = [{"setWeight": 20}, {"pause": "1s"}, {"setWeight": 50}, {"pause": "1s"}, {"setWeight": 100}]
@@ -95,6 +95,28 @@ def test_canary_whose_answers_are_wrong_is_taken_back_by_its_live_agreement(
     assert "agreement" in audit(server)[-1]["text"]
     compared = {"model": "fashion", "tier": "broken", "shadow": "dense", "outcome": "compared"}
     assert server.metric("serveprune_shadowed_requests_total", **compared) >= 30
+
+
+def test_canary_is_promoted_by_its_live_agreement_with_a_third_tier(
+    serve: Serve, tmp_path: Path, demo: DemoRun
+) -> None:
+    """Both sides are compared, each with its share of the samples, however regular the canary's turns are."""
+    tiers = ["dense", "int8", "lean-int8"]
+    copy_store(demo.store, tmp_path / "store", artifacts={("fashion", tier) for tier in tiers})
+    profiles = yaml.safe_load((demo.folder / "serveprune.yaml").read_text())["profiles"]
+    guards = {"min_agreement": 0.5, "min_samples": 30, "window": "1m"}
+    canary = {"tier": "lean-int8", "steps": [{"setWeight": 20}, {"pause": "1s"}], "guards": guards}
+    shadow = {"tier": "dense", "sample_ratio": 0.2}
+    file = write_fashion(
+        tmp_path,
+        profiles={name: profiles[name] for name in tiers[1:]},
+        models={"fashion": {**FASHION, "tiers": tiers}},
+        deployments={"fashion": {"stable": "int8", "canary": canary, "shadow": shadow}},
+    )
+    server = serve(file).wait_open().wait_ready("fashion")
+    with Callers(server) as callers:
+        wait_until(lambda: is_in(server, "promoted"), what="the canary is promoted")
+    assert set(callers.tiers) == {"int8", "lean-int8"}
 
 
 def test_shadow_of_an_overloaded_server_costs_no_request(serve: Serve, tmp_path: Path, fashion_store: Path) -> None:

@@ -139,6 +139,15 @@ def test_pickled_weights_are_refused_and_not_opened(tmp_path: Path) -> None:
         _import(_config(folder), tmp_path / "out")
 
 
+def test_folder_is_refused_when_its_index_names_weights_elsewhere(tmp_path: Path) -> None:
+    folder = write_bert(tmp_path / "bert")
+    (folder / "model.safetensors").rename(tmp_path / "elsewhere.safetensors")
+    index = {"metadata": {}, "weight_map": {"pooler.dense.bias": "../elsewhere.safetensors"}}
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+    with pytest.raises(InvalidArgument, match=r"expected names of files in the folder, got '\.\./elsewhere"):
+        _import(_config(folder), tmp_path / "out")
+
+
 def test_folder_is_refused_when_it_brings_its_own_code(tmp_path: Path) -> None:
     folder, marker = write_bert(tmp_path / "bert"), tmp_path / "ran"
     settings = json.loads((folder / "config.json").read_text())

@@ -106,6 +106,15 @@ CASES = {
         deployment("default_tier: int8", "shadow: {tier: int8}"),
         ":6: deployments.m.shadow: expected another tier than the default one, which serves already, got 'int8'",
     ),
+    "agreement of the canary with itself": (
+        deployment(
+            "canary: {tier: lean, steps: [{setWeight: 5}], guards: {min_agreement: 0.9}}", "shadow: {tier: lean}"
+        ),
+        (
+            ":6: deployments.m.shadow: expected another tier than that of the canary, for "
+            "canary.guards.min_agreement compares their answers, got 'lean'"
+        ),
+    ),
     "shadow of everything and more": (
         deployment("shadow: {tier: int8, sample_ratio: 2}"),
         ":5: deployments.m.shadow.sample_ratio: expected a number of at most 1, got 2",

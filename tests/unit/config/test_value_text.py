@@ -6,6 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import BaseModel, ByteSize, SecretStr
 
+from serveprune.config.canary import CanaryConfig
 from serveprune.config.model import DatasetConfig, ImagePreprocessing, TextPreprocessing
 from serveprune.config.profile import PassConfig, QuantizeOptions
 from serveprune.config.server import Address, StoreConfig
@@ -42,6 +43,11 @@ CASES: dict[str, tuple[Any, Any, str]] = {
         ImagePreprocessing(size=(28, 28)),
         {"kind": "image", "size": [28, 28]},
         "{kind: image, size: [28, 28]}",
+    ),
+    "steps with pauses": (
+        CanaryConfig.model_validate({"tier": "int8", "steps": [{"setWeight": 5}, {"pause": "90m"}, {"pause": {}}]}),
+        {"tier": "int8", "steps": [{"setWeight": 5}, {"pause": "1h30m"}, {"pause": {}}]},
+        "{tier: int8, steps: [{setWeight: 5}, {pause: 1h30m}, {pause: {}}]}",
     ),
     "a path in a mapping": (
         TextPreprocessing(tokenizer=Path("/t.json"), max_length=8),

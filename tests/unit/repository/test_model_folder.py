@@ -107,6 +107,11 @@ def torch_factory_of_a_version(root: Path) -> None:
     put(root, "m/serveprune.yaml", text=text)
 
 
+def pipe(root: Path) -> None:
+    put(root, "m/model.onnx")
+    os.mkfifo(root / "m" / "serveprune.yaml")
+
+
 REFUSED: dict[str, tuple[Callable[[Path], object], str]] = {
     "link out": (link_out, "model.onnx leads out of the model repository"),
     "link of the folder": (link_folder_out, "m leads out of the model repository"),
@@ -120,6 +125,7 @@ REFUSED: dict[str, tuple[Callable[[Path], object], str]] = {
         lambda root: put(root, "m/model.onnx", "m/a/old.PT"),
         "pickles are refused.*old.PT",
     ),
+    "pipe": (pipe, "expected files, got a pipe, socket or device: serveprune.yaml"),
     "nothing": (lambda root: put(root, "m/readme.txt"), "expected model.onnx, one .pt2 file"),
     "two programs": (lambda root: put(root, "m/a.pt2", "m/b.pt2"), "expected model.onnx, one .pt2 file"),
     "a model and versions": (lambda root: put(root, "m/model.onnx", "m/1/model.onnx"), "got both"),

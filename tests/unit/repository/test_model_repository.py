@@ -1,5 +1,6 @@
 """Loads and unloads against a server that stands as the test says."""
 
+import re
 import threading
 import time
 from collections.abc import Callable, Mapping
@@ -244,6 +245,28 @@ def test_model_that_does_not_go_with_the_config_file_is_refused(made: Repository
     with pytest.raises(ConfigError, match=said):
         done(made.repository.load("m"))
     assert made.stage.applied == []
+
+
+@pytest.mark.parametrize(
+    ("deployment", "key"),
+    [
+        ({"default_tier": "int8"}, "default_tier"),
+        ({"split": {"dense": 9, "int8": 1}}, "split.int8"),
+        ({"canary": {"tier": "int8", "steps": [{"setWeight": 5}]}}, "canary.tier"),
+        ({"stable": "int8", "canary": {"tier": "dense", "steps": [{"setWeight": 5}]}}, "stable"),
+        ({"shadow": {"tier": "int8"}}, "shadow.tier"),
+    ],
+)
+def test_model_without_a_tier_that_its_deployment_names_is_refused(
+    made: Repository, deployment: dict[str, Any], key: str
+) -> None:
+    made.write("m")
+    repository = made.made()
+    repository.attach(made.stage)
+    repository.apply(made.config(deployments={"m": deployment}, repository=repository.settings))
+    said = f"deployments.m.{key}: expected a tier of m, got 'int8'; tiers: dense"
+    with pytest.raises(ConfigError, match=re.escape(said)):
+        done(repository.load("m"))
 
 
 def test_changed_file_is_served_beside_what_is_loaded_unless_they_clash(made: Repository) -> None:

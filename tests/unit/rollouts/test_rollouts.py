@@ -103,6 +103,11 @@ def test_breach_takes_the_canary_back_at_once_and_says_why(rolling: Rolling) -> 
     assert rolling.rollouts.changes()[-1] == last
 
 
+def test_guards_look_once_a_second(rolling: Rolling) -> None:
+    rolling.run(2, answered=100)
+    assert [rolling.tick(seconds=0.25, errors=each) for each in (1000, 0, 0, 0)] == [10, 10, 10, 0]
+
+
 @pytest.mark.parametrize("is_killed", [False, True])
 def test_rollout_goes_on_at_its_step_after_a_restart(rolling: Rolling, is_killed: bool) -> None:
     rolling.tick(answered=30)
@@ -252,7 +257,8 @@ def test_state_that_could_not_be_stored_is_stored_later(
     with monkeypatch.context() as patched:
         patched.setattr(canary._state, "write", full)
         rolling.rollouts.act("minilm", "abort", who="eve")
-    assert "No space left" in caplog.text
+        rolling.run(3)
+    assert caplog.text.count("No space left") == 1  # it is tried at each look
     rolling.tick()
     assert json.loads((rolling.folder / "rollouts/minilm.json").read_text())["phase"] == "aborted"
 

@@ -12,12 +12,14 @@ from serveprune.artifacts.store import Artifact
 from serveprune.config.deployment import DeploymentConfig
 from serveprune.config.model import ModelConfig
 from serveprune.config.traffic import StickyConfig
+from serveprune.errors import InvalidArgument, ResourceExhausted
 from serveprune.models.instance import BatchSettings, Instance
 from serveprune.models.registry import Model
 from serveprune.models.variant import VariantState
 from serveprune.observability.metrics import Metrics
 from serveprune.oip.messages import InferenceRequest
 from serveprune.rollouts.side import Side
+from serveprune.routing.objective import Objective
 from serveprune.routing.route import Route, RouteReason
 from serveprune.routing.router import Router
 from serveprune.routing.tier_selection import TierChoice
@@ -42,7 +44,8 @@ class Routing:
         for tier in self.model.variants:
             instance = Instance(Identity(), identity=("minilm", "1", tier), batches=BatchSettings(4))
             self.model.update(tier, state=VariantState.READY, instance=instance, artifact=self.artifact)
-        self.router = Router(Forecasts(), Metrics())
+        self.forecasts = Forecasts()
+        self.router = Router(self.forecasts, Metrics())
         self.router.deploy(self.model, self.deployment)
         self.canary, self.stable = Side((1.0,)), Side((1.0,))
 
@@ -50,10 +53,10 @@ class Routing:
         key = artifact or self.artifact.key
         self.router.obey(self.model, CanaryOrder(percent, key, self.canary, self.stable))
 
-    def route(self, choice: TierChoice = NO_TIER, **request: Any) -> Route:
+    def route(self, choice: TierChoice = NO_TIER, *, objective: Objective | None = None, **request: Any) -> Route:
         key = self.router.sticky_key(self.model, InferenceRequest("minilm", (), **request))
         return self.router.route(
-            self.model, choice, objective=None, rows=1, length=1, elapsed_seconds=0.0, sticky_key=key
+            self.model, choice, objective=objective, rows=1, length=1, elapsed_seconds=0.0, sticky_key=key
         )
 
     def tiers(self, count: int, **request: Any) -> Counter[str]:
@@ -132,6 +135,49 @@ def test_stable_side_of_a_canary_may_be_adaptive() -> None:
     assert reasons == {RouteReason.CANARY: 10, RouteReason.ADAPTIVE: 10}
 
 
+@pytest.mark.parametrize("wait", [0.0, 10.0], ids=["idle", "loaded"])
+@pytest.mark.parametrize("percent", [None, 0, 50])
+def test_adaptive_stable_side_does_not_choose_the_canary(percent: int | None, wait: float) -> None:
+    """Least of all when it was taken back: under load it is the smaller tier, which the policy would take."""
+    canary = {"tier": "lean", "steps": [{"setWeight": 10}]}
+    routing = Routing(policy="adaptive", target_latency_ms=15, canary=canary)
+    routing.forecasts.wait_seconds = wait
+    if percent is not None:
+        routing.order(percent)
+    tiers: Counter[str] = Counter()
+    for _ in range(20):
+        try:
+            tiers[routing.route().tier] += 1
+        except ResourceExhausted:
+            tiers["refused"] += 1
+    assert tiers["lean"] == (percent or 0) / 5
+    routing.order(100)
+    assert routing.tiers(20) == {"lean": 20}
+
+
+def test_objective_is_not_met_by_a_canary_before_it_is_promoted() -> None:
+    routing = Routing(canary={"tier": "lean", "steps": [{"setWeight": 10}]})
+    what_int8_can, what_lean_can = Objective(0.030, None), Objective(0.015, None)
+    for percent in (0, 50):
+        routing.order(percent)
+        assert routing.route(objective=what_int8_can).tier == "int8"
+        with pytest.raises(InvalidArgument, match="no tier"):
+            routing.route(objective=what_lean_can)
+    routing.order(100)
+    assert routing.route(objective=what_lean_can).tier == "lean"
+
+
+def test_canary_that_was_taken_back_stands_in_for_no_other_tier() -> None:
+    routing = Routing(stable="lean", **CANARY)
+    routing.order(0)
+    routing.model.update("lean", state=VariantState.BUILDING, instance=None)
+    assert routing.tiers(20) == {"dense": 20}
+    assert routing.route(TierChoice("minilm", "lean", strict=False)).tier == "dense"
+    assert routing.route(TierChoice("minilm", "int8", strict=False)).tier == "int8"
+    routing.order(100)
+    assert routing.tiers(20) == {"int8": 20}
+
+
 @pytest.mark.parametrize(
     ("sticky", "request_of"),
     [
@@ -166,6 +212,12 @@ def test_key_of_a_number_is_its_text() -> None:
     sticky = StickyConfig.model_validate({"by": "parameter", "name": "user"})
     assert sticky_key(sticky, InferenceRequest("minilm", (), parameters={"user": 7})) == "7"
     assert sticky_key(sticky, InferenceRequest("minilm", ())) is None
+
+
+@pytest.mark.parametrize("given", [None, ""])
+def test_request_without_an_id_has_no_key(given: str | None) -> None:
+    sticky = StickyConfig(by="request_id")
+    assert sticky_key(sticky, InferenceRequest("minilm", (), id=given)) is None
 
 
 def test_traffic_goes_on_where_it_was_when_something_else_changes() -> None:

@@ -58,6 +58,16 @@ def test_every_fourth_request_is_a_sample_when_the_ratio_is_a_quarter(planes: Sh
     assert eventually(lambda: planes.became(ShadowOutcome.COMPARED) == 3)
 
 
+def test_samples_are_of_each_tier_by_itself_however_regular_their_turns_are(planes: Shadowed) -> None:
+    """Every other request is a sample, and every twentieth goes to a canary: it gets its share of them."""
+    planes.shadow(0.5, tier="lean")
+    for number in range(80):
+        ask(planes, tier="int8" if number % 20 == 0 else "dense")
+    for tier, samples in (("int8", 2), ("dense", 38)):
+        labels = ("adder", "1", tier, "lean", ShadowOutcome.DROPPED)  # it is not ready
+        assert eventually(lambda labels=labels, samples=samples: planes.count(series.SHADOWED, *labels) == samples)
+
+
 def test_tier_is_not_compared_with_itself(planes: Shadowed) -> None:
     canary = {"tier": "int8", "steps": [{"setWeight": 10}]}
     shadow = {"tier": "dense", "sample_ratio": 1.0}
