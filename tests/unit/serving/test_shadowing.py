@@ -63,9 +63,11 @@ def test_samples_are_of_each_tier_by_itself_however_regular_their_turns_are(plan
     planes.shadow(0.5, tier="lean")
     for number in range(80):
         ask(planes, tier="int8" if number % 20 == 0 else "dense")
-    for tier, samples in (("int8", 2), ("dense", 38)):
-        labels = ("adder", "1", tier, "lean", ShadowOutcome.DROPPED)  # it is not ready
-        assert eventually(lambda labels=labels, samples=samples: planes.count(series.SHADOWED, *labels) == samples)
+
+    def sampled(tier: str) -> float:
+        return planes.count(series.SHADOWED, "adder", "1", tier, "lean", ShadowOutcome.DROPPED)  # it is not ready
+
+    assert eventually(lambda: (sampled("int8"), sampled("dense")) == (2, 38))
 
 
 def test_tier_is_not_compared_with_itself(planes: Shadowed) -> None:
