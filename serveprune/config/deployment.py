@@ -138,23 +138,27 @@ class DeploymentConfig(ConfigModel):
     @classmethod
     def _shadow_has_something_to_compare(cls, shadow: ShadowConfig | None, info: ValidationInfo) -> ShadowConfig | None:
         canary: CanaryConfig | None = info.data.get("canary")
+        guards = canary.guards if canary is not None else None
+        guard = guards.of_agreement if guards is not None else None
         if shadow is None:
-            if canary is not None and canary.guards is not None and canary.guards.min_agreement is not None:
+            if guard is not None:
                 raise ValueError(
-                    "expected a shadow, such as {tier: dense, sample_ratio: 0.02}, because canary.guards.min_agreement "
+                    f"expected a shadow, such as {{tier: dense, sample_ratio: 0.02}}, because canary.guards.{guard} "
                     "judges live answers by it, got none"
                 )
             return shadow
-        if (
-            canary is not None
-            and canary.guards is not None
-            and canary.guards.min_agreement is not None
-            and shadow.tier == canary.tier
-        ):
+        if canary is not None and guard is not None and shadow.tier == canary.tier:
             raise ValueError(
-                "expected another tier than that of the canary, for canary.guards.min_agreement compares their "
-                f"answers, got {shadow.tier!r}"
+                f"expected another tier than that of the canary, for canary.guards.{guard} compares their answers, "
+                f"got {shadow.tier!r}"
             )
+        if guards is not None and guards.max_agreement_below_stable is not None:
+            stable = info.data.get("stable") or DENSE
+            if info.data.get("policy") == "fixed" and shadow.tier == stable:
+                raise ValueError(
+                    "expected another tier than the stable one, for canary.guards.max_agreement_below_stable compares "
+                    f"the answers of both sides with those of a third, got {shadow.tier!r}"
+                )
         chooses = canary is not None or info.data.get("split") is not None or info.data.get("policy") != "fixed"
         known = {"canary", "split"} <= info.data.keys()
         if known and not chooses and shadow.tier == info.data.get("default_tier"):

@@ -35,6 +35,11 @@ class GuardsConfig(ConfigModel):
         description="Mean agreement of the canary's live answers with those of the other tier, at least; needs "
         "`shadow`. Measured like a tier's quality: how often the highest score is at the same class, cosine.",
     )
+    max_agreement_below_stable: PositiveShare | None = Field(
+        default=None,
+        description="The mean agreement of the stable side's live answers with those of the other tier, less that of "
+        "the canary's, at most; needs `shadow` of a third tier, such as dense.",
+    )
     min_samples: WholeNumber = Field(
         default=200,
         ge=1,
@@ -57,6 +62,11 @@ class GuardsConfig(ConfigModel):
         return self
 
     @property
+    def of_agreement(self) -> str | None:
+        """Name of a bound that is set and needs live answers to be compared, if there is one."""
+        return next((name for name in self.bounds if "agreement" in name), None)
+
+    @property
     def bounds(self) -> dict[str, float]:
         """Name -> value of the bounds that are set."""
         values: dict[str, float | None] = {
@@ -65,5 +75,6 @@ class GuardsConfig(ConfigModel):
             "max_p99_ms": self.max_p99_ms,
             "max_p99_times_stable": self.max_p99_times_stable,
             "min_agreement": self.min_agreement,
+            "max_agreement_below_stable": self.max_agreement_below_stable,
         }
         return {name: value for name, value in values.items() if value is not None}

@@ -7,6 +7,9 @@ Each function returns one bound, which holds with the confidence that is given: 
 import math
 from statistics import NormalDist
 
+Sums = tuple[int, float, float]
+"""Of a sample: how many values, their sum, the sum of their squares."""
+
 
 def normal_quantile(confidence: float) -> float:
     """Return how many standard deviations a one-sided bound is away; 1.645 for 0.95."""
@@ -63,9 +66,29 @@ def mean_upper(count: int, total: float, squares: float, *, confidence: float) -
         squares: The sum of their squares.
         confidence: From 0.5 to below 1.
     """
+    mean, error = _mean_and_error(count, total, squares)
+    return mean + normal_quantile(confidence) * error
+
+
+def mean_difference_lower(one: Sums, other: Sums, *, confidence: float) -> float:
+    """Return how far the mean of one population is at least above that of another; negative if it may be below.
+
+    The difference of the samples' means and its standard error (Welch, Biometrika 34, 1947), with the normal
+    distribution in the place of Student's, from which it does not differ at the sizes that are judged.
+
+    Args:
+        one: Values, at least 2, their sum, and the sum of their squares.
+        other: The same of another population.
+        confidence: From 0.5 to below 1.
+    """
+    (mean, error), (other_mean, other_error) = _mean_and_error(*one), _mean_and_error(*other)
+    return mean - other_mean - normal_quantile(confidence) * math.hypot(error, other_error)
+
+
+def _mean_and_error(count: int, total: float, squares: float) -> tuple[float, float]:
     mean = total / count
     variance = max(0.0, (squares - total * mean) / (count - 1))
-    return mean + normal_quantile(confidence) * math.sqrt(variance / count)
+    return mean, math.sqrt(variance / count)
 
 
 def _wilson_centre(hits: int, total: int, confidence: float) -> float:

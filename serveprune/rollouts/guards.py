@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from serveprune.config.guards import GuardsConfig
 from serveprune.rollouts.confidence_bounds import (
     difference_lower,
+    mean_difference_lower,
     mean_upper,
     normal_quantile,
     wilson_lower,
@@ -129,12 +130,33 @@ def _agreement(guard: str, limit: float, evidence: _Evidence) -> Finding:
     return _finding(guard, most < limit, figures)
 
 
+def _agreement_below_stable(guard: str, limit: float, evidence: _Evidence) -> Finding:
+    canary, stable = evidence.canary.agreements, evidence.stable.agreements
+    needed = max(evidence.min_samples, LEAST_COMPARISONS)
+    for side, seen in (("the canary", canary), ("the stable side", stable)):
+        if seen.count < needed:
+            return _not_enough(guard, "agreement below stable", f"{seen.count} answers of {side} compared", needed)
+    least = mean_difference_lower(
+        (stable.count, stable.total, stable.squares),
+        (canary.count, canary.total, canary.squares),
+        confidence=evidence.confidence,
+    )
+    below = stable.total / stable.count - canary.total / canary.count
+    figures = (
+        f"agreement {below:.3g} below stable (mean {canary.total / canary.count:.4g} of {canary.count}, stable "
+        f"{stable.total / stable.count:.4g} of {stable.count}; at least {_told_from(least, limit)} "
+        f"{_known(evidence.confidence)}), limit {limit:g}"
+    )
+    return _finding(guard, least > limit, figures)
+
+
 _GUARDS: Mapping[str, Callable[[str, float, _Evidence], Finding]] = {
     "max_error_ratio": _error_ratio,
     "max_error_ratio_above_stable": _error_ratio_above_stable,
     "max_p99_ms": _p99,
     "max_p99_times_stable": _p99_times_stable,
     "min_agreement": _agreement,
+    "max_agreement_below_stable": _agreement_below_stable,
 }
 
 

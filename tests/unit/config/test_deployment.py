@@ -17,8 +17,8 @@ deployments:
 TIERS = "tiers: dense, int8, lean"
 CANARY = "canary: {tier: lean, steps: [{setWeight: 5}, {pause: 10m}]}"
 GUARDS = (
-    "max_error_ratio, max_error_ratio_above_stable, max_p99_ms, max_p99_times_stable, min_agreement, min_samples, "
-    "window, confidence"
+    "max_error_ratio, max_error_ratio_above_stable, max_p99_ms, max_p99_times_stable, min_agreement, "
+    "max_agreement_below_stable, min_samples, window, confidence"
 )
 DURATION = "expected a duration above 0 and of at most a year, such as 90s, 10m or 1h30m"
 
@@ -115,6 +115,18 @@ CASES = {
             "canary.guards.min_agreement compares their answers, got 'lean'"
         ),
     ),
+    "agreement of the stable side with itself": (
+        deployment(
+            "stable: int8",
+            "canary: {tier: lean, steps: [{setWeight: 5}], guards: {max_agreement_below_stable: 0.1}}",
+            "shadow: {tier: int8}",
+        ),
+        (
+            ":7: deployments.m.shadow: expected another tier than the stable one, for "
+            "canary.guards.max_agreement_below_stable compares the answers of both sides with those of a third, got "
+            "'int8'"
+        ),
+    ),
     "shadow of everything and more": (
         deployment("shadow: {tier: int8, sample_ratio: 2}"),
         ":5: deployments.m.shadow.sample_ratio: expected a number of at most 1, got 2",
@@ -195,7 +207,8 @@ CASES = {
         guards("min_samples: 5"),
         (
             ":8: deployments.m.canary.guards: expected at least one bound of max_error_ratio, "
-            "max_error_ratio_above_stable, max_p99_ms, max_p99_times_stable, min_agreement, got none"
+            "max_error_ratio_above_stable, max_p99_ms, max_p99_times_stable, min_agreement, "
+            "max_agreement_below_stable, got none"
         ),
     ),
     "unknown guard": (
@@ -223,6 +236,13 @@ CASES = {
         (
             ":4: deployments.m.shadow: expected a shadow, such as {tier: dense, sample_ratio: 0.02}, because "
             "canary.guards.min_agreement judges live answers by it, got none"
+        ),
+    ),
+    "guard of agreement below stable without a shadow": (
+        guards("max_agreement_below_stable: 0.1"),
+        (
+            ":4: deployments.m.shadow: expected a shadow, such as {tier: dense, sample_ratio: 0.02}, because "
+            "canary.guards.max_agreement_below_stable judges live answers by it, got none"
         ),
     ),
     "guards that nothing reaches": (

@@ -220,6 +220,36 @@ def test_agreement_is_told_with_its_figures() -> None:
     assert found.figures == "agreement 0.915 (mean of 200; at most 0.948 with 95 % confidence), limit 0.95"
 
 
+@pytest.mark.parametrize(
+    ("canary", "stable", "verdict"),
+    [
+        # 0 or 1 by hand. Means 0.9 and 0.99, deviations 0.30075 and 0.09975, standard errors 0.02127 and 0.00705, that
+        # of the difference 0.02241: at least 0.09 - 1.645 * 0.02241 = 0.05314.
+        ([0.0] * 20 + [1.0] * 180, [0.0] * 2 + [1.0] * 198, BREACH),
+        # Means 0.91 and 0.99: 0.08 - 1.645 * 0.02148 = 0.04467.
+        ([0.0] * 18 + [1.0] * 182, [0.0] * 2 + [1.0] * 198, OK),
+        # What both sides suffer is forgiven.
+        ([0.5] * 200, [0.54] * 200, OK),
+        ([1.0] * 200, [0.0] * 200, OK),
+        ([0.5] * 199, [1.0] * 200, LACKING),
+        ([0.5] * 200, [1.0] * 199, LACKING),
+    ],
+)
+def test_agreement_below_stable_is_broken_when_it_is_known_to_be(
+    canary: list[float], stable: list[float], verdict: Verdict
+) -> None:
+    guards = {"max_agreement_below_stable": 0.05}
+    assert finding(guards, counts(agreeing=canary), counts(agreeing=stable)).verdict is verdict
+
+
+def test_agreement_below_stable_is_told_with_its_figures() -> None:
+    canary, stable = counts(agreeing=[0.0] * 20 + [1.0] * 180), counts(agreeing=[0.0] * 2 + [1.0] * 198)
+    assert finding({"max_agreement_below_stable": 0.05}, canary, stable).figures == (
+        "agreement 0.09 below stable (mean 0.9 of 200, stable 0.99 of 200; at least 0.053 with 95 % confidence), "
+        "limit 0.05"
+    )
+
+
 def test_every_bound_is_judged_and_told_in_order() -> None:
     config = GuardsConfig.model_validate(
         {
@@ -228,9 +258,11 @@ def test_every_bound_is_judged_and_told_in_order() -> None:
             "max_p99_ms": 40,
             "max_p99_times_stable": 2,
             "min_agreement": 0.9,
+            "max_agreement_below_stable": 0.01,
         }
     )
-    judgement = judge(config, canary=counts(1000, agreeing=[1.0] * 300), stable=counts(1000))
+    compared = counts(1000, agreeing=[1.0] * 300)
+    judgement = judge(config, canary=compared, stable=compared)
     assert [found.guard for found in judgement.findings] == list(config.bounds)
     assert judgement.verdict is OK
     assert judge(config, canary=counts(), stable=counts(1000)).verdict is LACKING
