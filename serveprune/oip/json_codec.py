@@ -46,9 +46,41 @@ def decode_request(
         Unimplemented: It asks for shared memory or classification.
     """
     text, binary = _divide(body, header_length)
-    document = parse_object(text, where="request")
+    return decode_document(
+        parse_object(text, where="request"),
+        binary=None if header_length is None else binary,
+        model=model,
+        version=version,
+        tier=tier,
+        deadline=deadline,
+        max_latency_ms=max_latency_ms,
+        min_quality=min_quality,
+        headers=headers,
+    )
+
+
+def decode_document(
+    document: Mapping[str, Any],
+    *,
+    binary: memoryview | None,
+    model: str,
+    version: str | None = None,
+    tier: str | None = None,
+    deadline: float | None = None,
+    max_latency_ms: str | None = None,
+    min_quality: str | None = None,
+    headers: Sequence[tuple[bytes | str, bytes | str]] = (),
+) -> tuple[InferenceRequest, OutputFormat]:
+    """Decode a request whose JSON has been parsed, with what follows it if the transport can carry that.
+
+    Raises:
+        InvalidArgument: The document is no request.
+        Unimplemented: It asks for shared memory or classification.
+    """
     parameters = decode_parameters(document.get("parameters"), where="parameters")
-    inputs = _decode_inputs(document.get("inputs"), binary, carries_binary=header_length is not None)
+    inputs = _decode_inputs(
+        document.get("inputs"), _NOTHING if binary is None else binary, carries_binary=binary is not None
+    )
     names, binary_by_name = _decode_outputs(document.get("outputs"))
     binary_by_default = "binary_data_output" in parameters and flag(
         parameters["binary_data_output"], where="parameters.binary_data_output"

@@ -1,0 +1,132 @@
+"""What TorchServe calls: one model with all its tiers in each worker, and a batch of requests at a time."""
+
+import logging
+from collections.abc import Mapping, Sequence
+from concurrent.futures import CancelledError
+from http import HTTPStatus
+from pathlib import Path
+from typing import Any
+
+from serveprune.config.model import DENSE
+from serveprune.config.root import ServePruneConfig
+from serveprune.errors import Cancelled, FailedPrecondition, Internal, ServePruneError
+from serveprune.frontends.http.errors import headers_of, status_of
+from serveprune.handlers.torchserve.replies import JSON, encode_error, encode_reply
+from serveprune.handlers.torchserve.rows import Row, decode_row
+from serveprune.handlers.torchserve.settings import SECTION, config_of
+from serveprune.models.variant import VariantState
+from serveprune.oip.answer import Answer
+from serveprune.server import Server
+
+_log = logging.getLogger(__name__)
+
+_PATIENCE_SECONDS = 600.0
+"""For dense, which may have to be exported first. TorchServe's own `startupTimeout` may be shorter."""
+
+
+class TierHandler:
+    """Serves the tiers of one model. TorchServe makes one in each worker, and calls it from one thread.
+
+    The first worker that needs an artifact has it built in a process of its own, the others wait for it; dense serves
+    meanwhile, and what is ready is served without a restart. What fails to be built leaves the others serving.
+    """
+
+    def __init__(self) -> None:
+        self._server: Server | None = None
+        self._model = self._version = ""
+
+    def initialize(self, context: Any) -> None:
+        """Load the model, and return when dense serves.
+
+        Raises:
+            ServePruneError: The settings are wrong, or dense cannot be served.
+        """
+        model = context.manifest["model"]
+        config = config_of(
+            (context.model_yaml_config or {}).get("handler", {}).get(SECTION),
+            model=context.model_name,
+            version=str(model.get("modelVersion", "1")),
+            folder=Path(context.system_properties["model_dir"]),
+            serialized_file=model.get("serializedFile"),
+        )
+        self._serve(config, name=context.model_name)
+
+    def _serve(self, config: ServePruneConfig, *, name: str) -> None:
+        self._model, self._version = name, config.model(name).version
+        server = self._server = Server(config)
+        server.load()
+        server.controlplane.wait_for(lambda _: self._dense.state.is_settled, _PATIENCE_SECONDS)
+        if self._dense.state is not VariantState.READY:
+            reasons = "; ".join(self._dense.reasons) or f"not there after {_PATIENCE_SECONDS:g} s"
+            server.stop(drain_seconds=0.0)
+            raise FailedPrecondition(f"model {name}: {DENSE} cannot be served: {reasons}")
+
+    @property
+    def _dense(self) -> Any:
+        assert self._server is not None
+        return self._server.registry.get(self._model, version=self._version).dense
+
+    def handle(self, data: Sequence[Mapping[str, object]], context: Any) -> list[bytes]:
+        """Answer a batch: rows of the same tier are computed together, and each row fails for itself."""
+        assert self._server is not None
+        plane = self._server.dataplane
+        rows = [self._submitted(fields, context.get_all_request_header(index)) for index, fields in enumerate(data)]
+        plane.proceed()
+        return [self._reply(row, index, context) for index, row in enumerate(rows)]
+
+    def _submitted(
+        self, fields: Mapping[str, object], headers: Mapping[str, object]
+    ) -> tuple[Row, Answer] | ServePruneError:
+        assert self._server is not None
+        plane = self._server.dataplane
+        try:
+            try:
+                metadata = plane.model_metadata(self._model, version=self._version)
+                row = decode_row(fields, headers, metadata=metadata, version=self._version)
+            except ServePruneError as error:
+                # What gets to the data plane it counts itself.
+                plane.count_rejection(error.code)
+                raise
+            return row, plane.submit(row.request, more=True)
+        except ServePruneError as error:
+            return error
+        except Exception:  # one row must not end the others, nor the worker
+            _log.exception("a row could not be read")
+            return Internal("internal error; see the worker's log")
+
+    def _reply(self, row: tuple[Row, Answer] | ServePruneError, index: int, context: Any) -> bytes:
+        try:
+            if isinstance(row, ServePruneError):
+                raise row
+            response = row[1].result(_PATIENCE_SECONDS)
+            body, content_type = encode_reply(response, row[0].form)
+        except ServePruneError as error:
+            return _failed(error, index, context)
+        except (CancelledError, TimeoutError):
+            return _failed(Cancelled("the server gave this inference up"), index, context)
+        except Exception:  # see above
+            _log.exception("an answer could not be written")
+            return _failed(Internal("internal error; see the worker's log"), index, context)
+        context.set_response_content_type(index, content_type)
+        context.set_response_header(index, "x-compression-tier", _ascii(response.tier))
+        context.set_response_header(index, "x-compression-tier-reason", _ascii(response.tier_reason))
+        return body
+
+
+def _failed(error: ServePruneError, index: int, context: Any) -> bytes:
+    status = status_of(error)
+    context.set_response_status(status, _phrase(status), index)
+    context.set_response_content_type(index, JSON)
+    for name, value in headers_of(error):
+        context.set_response_header(index, name.decode(), value.decode())
+    return encode_error(error)
+
+
+def _phrase(status: int) -> str:
+    known = {each.value for each in HTTPStatus}
+    return HTTPStatus(status).phrase if status in known else ""
+
+
+def _ascii(text: str) -> str:
+    """Return what a header may hold: TorchServe counts characters where it sends bytes."""
+    return text.encode("ascii", "replace").decode().replace("\n", " ")
