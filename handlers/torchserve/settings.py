@@ -1,10 +1,12 @@
 """From the `model-config.yaml` of an archive to the config of a server with one model."""
 
-import json
 import os
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
+
+import yaml
 
 from serveprune.config.loading import load_config_content
 from serveprune.config.root import ServePruneConfig
@@ -16,6 +18,9 @@ SECTION = "serveprune"
 STORE_VARIABLE = "SERVEPRUNE_STORE"
 """Variable of the environment that names the artifact store where the archive does not."""
 
+_FILE = "model-config.yaml"
+_LINE = re.compile(rf"{re.escape(_FILE)}:\d+: ")
+"""Of another document than the user's."""
 _BESIDE_THE_MODEL = ("store", "builds", "profiles", "deployment")
 _SOURCE_OF_SUFFIX = {".onnx": "onnx", ".pt2": "pt2"}
 
@@ -39,7 +44,7 @@ def config_of(
     if not isinstance(said, Mapping):
         got = "nothing" if said is None else type(said).__name__
         problem = f"expected a mapping with the keys of a model (source, tiers, ...), got {got}"
-        raise ConfigError([f"model-config.yaml: handler.{SECTION}: {problem}"])
+        raise ConfigError([f"{_FILE}: handler.{SECTION}: {problem}"])
     entry = {key: value for key, value in said.items() if key not in _BESIDE_THE_MODEL}
     beside = {key: value for key, value in said.items() if key in _BESIDE_THE_MODEL}
     if "source" not in entry and serialized_file is not None:
@@ -54,7 +59,7 @@ def config_of(
     if "deployment" in beside:
         document["deployments"] = {model: beside["deployment"]}
     try:
-        return load_config_content(json.dumps(document).encode(), name="model-config.yaml", folder=folder)
+        return load_config_content(yaml.safe_dump(document).encode(), name=_FILE, folder=folder)
     except ConfigError as error:
         raise ConfigError([_placed(problem, model=model) for problem in error.problems]) from None
 
@@ -70,8 +75,8 @@ def _store(said: object) -> object:
 
 def _placed(problem: str, *, model: str) -> str:
     """Say where a problem is in `model-config.yaml`, of which this is another form."""
-    place = problem.removeprefix("model-config.yaml:1: ")
+    place = _LINE.sub("", problem, count=1)
     for theirs, ours in ((f"models.{model}.", ""), (f"deployments.{model}", "deployment")):
         if place.startswith(theirs):
             place = ours + place.removeprefix(theirs)
-    return f"model-config.yaml: handler.{SECTION}.{place}"
+    return f"{_FILE}: handler.{SECTION}.{place}"

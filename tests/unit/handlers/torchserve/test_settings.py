@@ -1,3 +1,4 @@
+from datetime import date
 from pathlib import Path
 from typing import Any
 
@@ -95,7 +96,7 @@ def test_store_is_outside_of_the_archive_when_none_is_named(folder: Path, monkey
         ({"source": {"onnx": "model.onnx"}, "deployment": {"default_tier": "no"}}, "handler.serveprune.deployment"),
         ({"source": {"onnx": "model.onnx"}, "builds": {"threads": 0}}, "handler.serveprune.builds.threads"),
         ({"source": {"onnx": "model.onnx"}, "store": 5}, "handler.serveprune.store"),
-        ({"source": {"onnx": "model.onnx"}, "version": object()}, "handler.serveprune"),
+        ({"source": {"onnx": "model.onnx"}, "calibration": date(2024, 1, 1)}, "handler.serveprune.calibration"),
     ],
 )
 def test_problem_is_placed_where_it_is_in_the_archive(folder: Path, said: object, expected: str) -> None:
