@@ -38,7 +38,7 @@ class TierHandler:
     def __init__(self) -> None:
         self._server: Server | None = None
         self._model = self._version = ""
-        self._speaks_oip = os.environ.get(_PROTOCOL) == "oip"
+        self._is_reread = os.environ.get(_PROTOCOL) == "oip"
 
     def initialize(self, context: Any) -> None:
         """Load the model, and return when dense serves.
@@ -106,7 +106,7 @@ class TierHandler:
                 raise row
             answer, form = row
             response = answer.result(_PATIENCE_SECONDS)
-            body, content_type = encode_reply(response, form)
+            body, content_type = encode_reply(response, form, is_reread=self._is_reread)
         except ServePruneError as error:
             return self._failed(error, index, context)
         except (CancelledError, TimeoutError):
@@ -125,7 +125,7 @@ class TierHandler:
         context.set_response_content_type(index, JSON)
         for name, value in headers_of(error):
             context.set_response_header(index, name.decode(), value.decode())
-        return encode_error(error, model=self._model, version=self._version, as_oip=self._speaks_oip)
+        return encode_error(error, model=self._model, version=self._version, is_reread=self._is_reread)
 
 
 def _unexpected() -> Internal:

@@ -21,14 +21,22 @@ _BINARY = "application/octet-stream"
 _WITHOUT_JSON = (Datatype.FP16, Datatype.BF16)
 
 
-def encode_reply(response: InferenceResponse, form: Form) -> tuple[bytes, str]:
+def encode_reply(response: InferenceResponse, form: Form, *, is_reread: bool = False) -> tuple[bytes, str]:
     """Return the body of an answer and its content type.
+
+    Args:
+        response: The answer.
+        form: Of its request.
+        is_reread: TorchServe's gRPC front end for the Open Inference Protocol reads what is in that protocol, and ends
+            the worker over what it does not expect: a key that is missing, a null among numbers.
 
     Raises:
         InvalidArgument: An output cannot be said in this form.
     """
     match form:
         case Form.OIP:
+            if is_reread:
+                _expect_finite(response)
             parts, _ = encode_response(response, OutputFormat())
             return b"".join(parts), JSON
         case Form.JSON:
@@ -41,25 +49,32 @@ def encode_reply(response: InferenceResponse, form: Form) -> tuple[bytes, str]:
             return safetensors_of(_arrays(response)), _BINARY
 
 
-def encode_error(error: ServePruneError, *, model: str, version: str, as_oip: bool) -> bytes:
+def encode_error(error: ServePruneError, *, model: str, version: str, is_reread: bool = False) -> bytes:
     """Return the body that tells what was wrong.
 
     Args:
         error: What was.
         model: It was asked for.
         version: Of the model.
-        as_oip: Complete it to an answer of the Open Inference Protocol: TorchServe's gRPC front end of that protocol
-            reads all of its keys from whatever a handler gives, and ends the worker if one is missing.
+        is_reread: See `encode_reply`. That front end leaves nothing of the status, and of the body only outputs.
     """
-    document: dict[str, Any] = {"error": error.message.encode("utf-8", "replace").decode()}
-    if as_oip:
-        document |= {"id": "", "model_name": model, "model_version": version, "outputs": []}
+    message = error.message.encode("utf-8", "replace").decode()
+    document: dict[str, Any] = {"error": message}
+    if is_reread:
+        output = {"name": "error", "datatype": Datatype.BYTES.value, "shape": [1], "data": [message]}
+        document |= {"id": "", "model_name": model, "model_version": version, "outputs": [output]}
     return orjson.dumps(document)
 
 
 def header_text(text: str) -> str:
     """Return what a header may hold, of which TorchServe refuses to send anything else."""
     return "".join(each if " " <= each <= "~" else "?" for each in text)
+
+
+def _expect_finite(response: InferenceResponse) -> None:
+    for tensor in response.outputs:
+        if tensor.array.dtype.kind == "f" and not np.isfinite(tensor.array).all():
+            raise InvalidArgument(f"output {tensor.name!r} holds NaN or an infinity, which JSON has no form for")
 
 
 def _arrays(response: InferenceResponse) -> Mapping[str, Array]:

@@ -89,19 +89,30 @@ def test_output_that_a_form_cannot_say_is_refused_by_name(tensor: Tensor, form: 
 
 
 def test_error_says_what_was_wrong() -> None:
-    body = encode_error(NotFound("no such tier"), model="m", version="1.0", as_oip=False)
+    body = encode_error(NotFound("no such tier"), model="m", version="1.0")
 
     assert json.loads(body) == {"error": "no such tier"}
 
 
 def test_error_has_all_keys_of_an_answer_when_the_front_end_reads_them() -> None:
-    document = json.loads(encode_error(NotFound("no such tier"), model="m", version="1.0", as_oip=True))
+    document = json.loads(encode_error(NotFound("no such tier"), model="m", version="1.0", is_reread=True))
 
-    assert document == {"error": "no such tier", "id": "", "model_name": "m", "model_version": "1.0", "outputs": []}
+    error = {"name": "error", "datatype": "BYTES", "shape": [1], "data": ["no such tier"]}
+    assert document.pop("outputs") == [error]
+    assert document == {"error": "no such tier", "id": "", "model_name": "m", "model_version": "1.0"}
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+def test_null_among_numbers_is_refused_when_the_front_end_reads_them(value: float) -> None:
+    answer = response(Tensor.of("y", np.array([1, value], dtype=np.float32)))
+
+    with pytest.raises(InvalidArgument, match="'y' holds NaN"):
+        encode_reply(answer, Form.OIP, is_reread=True)
+    assert json.loads(encode_reply(answer, Form.OIP)[0])["outputs"][0]["data"] == [1, None]
 
 
 def test_error_is_written_when_its_text_is_no_unicode() -> None:
-    assert json.loads(encode_error(NotFound("\ud800?"), model="m", version="1.0", as_oip=False)) == {"error": "??"}
+    assert json.loads(encode_error(NotFound("\ud800?"), model="m", version="1.0")) == {"error": "??"}
 
 
 @pytest.mark.parametrize(
