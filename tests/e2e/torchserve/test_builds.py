@@ -1,6 +1,7 @@
 """Tiers that are made on the fly inside TorchServe, whatever becomes of their builds and of the workers."""
 
 import json
+import shutil
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
@@ -27,6 +28,10 @@ def start() -> Iterator[Start]:
 def ask(server: TorchServeProcess, tier: str | None = None, **said: Any) -> Any:
     body = {**image_field(server.folder)["json"], **said}
     return server.ask("fashion", json=body, headers={} if tier is None else {"x-compression-tier": tier})
+
+
+def copied(store: Path, folder: Path) -> Path:
+    return Path(shutil.copytree(store, folder / "artifacts"))
 
 
 def served_by_all(server: TorchServeProcess, tier: str) -> bool:
@@ -87,7 +92,7 @@ def test_workers_share_one_build_and_take_its_tier_up_and_a_second_start_finds_i
 def test_build_that_is_killed_leaves_dense_serving(
     python: Path, start: Start, dense_store: Path, tmp_path: Path
 ) -> None:
-    archive_fashion(tmp_path, python=python, store=dense_store)
+    archive_fashion(tmp_path, python=python, store=copied(dense_store, tmp_path))
     server = start(tmp_path).wait_ready("fashion")
     (child,) = server.wait_build()
     child.kill()
@@ -104,7 +109,7 @@ def test_build_that_is_killed_leaves_dense_serving(
 def test_worker_that_is_killed_while_it_builds_comes_back_and_builds(
     python: Path, start: Start, dense_store: Path, tmp_path: Path
 ) -> None:
-    archive_fashion(tmp_path, python=python, store=dense_store)
+    archive_fashion(tmp_path, python=python, store=copied(dense_store, tmp_path))
     server = start(tmp_path).wait_ready("fashion")
     (child,) = server.wait_build()
     (worker,) = server.worker_pids("fashion")
@@ -125,7 +130,7 @@ def test_worker_that_is_killed_while_it_builds_comes_back_and_builds(
 def test_model_is_scaled_and_registered_again_while_its_tiers_stay(
     python: Path, start: Start, fashion_store: Path, tmp_path: Path
 ) -> None:
-    archive_fashion(tmp_path, python=python, store=fashion_store, workers=1)
+    archive_fashion(tmp_path, python=python, store=copied(fashion_store, tmp_path), workers=1)
     server = start(tmp_path).wait_ready("fashion")
     wait_tier(server, "fashion", "int8", **image_field(tmp_path))
 

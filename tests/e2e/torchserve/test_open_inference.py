@@ -1,5 +1,6 @@
 """TorchServe's own Open Inference Protocol, as far as that goes."""
 
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -23,7 +24,8 @@ _INFER = "/org.pytorch.serve.grpc.openinference.GRPCInferenceService/ModelInfer"
 def server(python: Path, fashion_store: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[TorchServeProcess]:
     """A server that speaks that protocol, too."""
     folder = tmp_path_factory.mktemp("oip")
-    archive_fashion(folder, python=python, store=fashion_store)
+    store = shutil.copytree(fashion_store, folder / "artifacts")
+    archive_fashion(folder, python=python, store=store)
     with TorchServeProcess(folder, environment={"TS_OPEN_INFERENCE_PROTOCOL": "oip"}) as running:
         wait_tier(running.wait_ready("fashion"), "fashion", "int8", **image_field(folder))
         yield running
