@@ -12,7 +12,7 @@ from serveprune.config.model import DENSE
 from serveprune.config.root import ServePruneConfig
 from serveprune.errors import Cancelled, FailedPrecondition, Internal, ServePruneError
 from serveprune.frontends.http.errors import headers_of, status_of
-from serveprune.handlers.torchserve.replies import JSON, encode_error, encode_reply, header_text
+from serveprune.handlers.torchserve.replies import JSON, encode_description, encode_error, encode_reply, header_text
 from serveprune.handlers.torchserve.rows import Form, decode_row
 from serveprune.handlers.torchserve.settings import SECTION, config_of
 from serveprune.models.variant import Variant, VariantState
@@ -26,6 +26,11 @@ _PATIENCE_SECONDS = 600.0
 
 _DECODING = "TS_DECODE_INPUT_REQUEST"
 _PROTOCOL = "TS_OPEN_INFERENCE_PROTOCOL"
+_DESCRIBE = "describe"
+"""Header by which TorchServe asks on behalf of `GET /models/NAME?customized=true`."""
+
+_Row = tuple[Answer, Form] | bytes | ServePruneError
+"""An answer to come and its form, or one that is there, or why there is none."""
 
 
 class TierHandler:
@@ -80,12 +85,12 @@ class TierHandler:
         self._server.dataplane.proceed()
         return [self._reply(row, index, context) for index, row in enumerate(rows)]
 
-    def _submitted(
-        self, fields: Mapping[str, object], headers: Mapping[str, object]
-    ) -> tuple[Answer, Form] | ServePruneError:
+    def _submitted(self, fields: Mapping[str, object], headers: Mapping[str, object]) -> _Row:
         assert self._server is not None
         plane = self._server.dataplane
         try:
+            if headers.get(_DESCRIBE) == "True":
+                return encode_description(self._server.controlplane.tiers(self._model, version=self._version))
             try:
                 metadata = plane.model_metadata(self._model, version=self._version)
                 row = decode_row(fields, headers, metadata=metadata, version=self._version)
@@ -100,7 +105,10 @@ class TierHandler:
             _log.exception("a row could not be read")
             return _unexpected()
 
-    def _reply(self, row: tuple[Answer, Form] | ServePruneError, index: int, context: Any) -> bytes:
+    def _reply(self, row: _Row, index: int, context: Any) -> bytes:
+        if isinstance(row, bytes):
+            context.set_response_content_type(index, JSON)
+            return row
         try:
             if isinstance(row, ServePruneError):
                 raise row

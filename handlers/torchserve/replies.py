@@ -66,6 +66,11 @@ def encode_error(error: ServePruneError, *, model: str, version: str, is_reread:
     return orjson.dumps(document)
 
 
+def encode_description(tiers: Mapping[str, Any]) -> bytes:
+    """Return how the tiers of a model stand."""
+    return orjson.dumps(tiers)
+
+
 def header_text(text: str) -> str:
     """Return what a header may hold, of which TorchServe refuses to send anything else."""
     return "".join(each if " " <= each <= "~" else "?" for each in text)

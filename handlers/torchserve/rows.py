@@ -35,6 +35,7 @@ _CONTROLS = (
     TIMEOUT_PARAMETER,
 )
 """What a request may say of its tier, in a field or key of its own beside its inputs."""
+_JSON = "application/json"
 _WHOLE = ("body", "data")
 """Names TorchServe gives to a body that has no fields, and its gRPC clients to the only entry of theirs."""
 _TIER_PATH = re.compile(r"/?tier/(?P<tier>[^/]+)/?")
@@ -180,7 +181,7 @@ class _Reader:
             if not isinstance(inputs, dict):
                 return self._whole(inputs)
             named = inputs
-        return self._row(*self._named(named, {}))
+        return self._row(*self._named(named, None))
 
     def _oip(self, document: dict[str, Any]) -> Row:
         request, _ = decode_document(document, binary=None, model=self._metadata.name, **self._said_by_transport())
@@ -189,21 +190,28 @@ class _Reader:
         request.parameters = self._parameters
         return Row(request, Form.OIP)
 
-    def _named(self, given: Mapping[str, object], types: Mapping[str, str]) -> tuple[list[Tensor], Form]:
-        """Return the tensors of inputs that are given by name, and the form of the answer."""
+    def _named(self, given: Mapping[str, object], types: Mapping[str, str] | None) -> tuple[list[Tensor], Form]:
+        """Return the tensors of inputs that are given by name, and the form of the answer.
+
+        Args:
+            given: By name of the input.
+            types: Content types by name; ``None`` if what is given was in JSON, and is no more than it says.
+        """
         if not given:
             raise InvalidArgument(f"expected inputs, got none; the model takes: {_listed(self._specs)}")
         tensors: list[Tensor] = []
         forms = set()
         for name, value in given.items():
-            found, form = self._of_field(self._spec(name), value, types.get(name, ""))
+            found, form = self._of_field(self._spec(name), value, None if types is None else types.get(name, ""))
             tensors += found
             forms.add(form)
         return tensors, forms.pop() if len(forms) == 1 else Form.SAFETENSORS
 
-    def _of_field(self, spec: TensorSpec, value: object, content_type: str) -> tuple[list[Tensor], Form]:
-        if spec.datatype is Datatype.BYTES and not content_type.startswith("application/json"):
-            if isinstance(value, bytes | bytearray | str):
+    def _of_field(self, spec: TensorSpec, value: object, content_type: str | None) -> tuple[list[Tensor], Form]:
+        if content_type is None:
+            return [_from_json(value, spec)], Form.JSON
+        if spec.datatype is Datatype.BYTES:
+            if isinstance(value, bytes | bytearray | str) and not content_type.startswith(_JSON):
                 return [_element(spec, value)], Form.JSON
         elif isinstance(value, bytes | bytearray) and (is_npy(value) or is_safetensors(value)):
             return self._of_file(value, spec)
@@ -268,7 +276,9 @@ def _document(value: object, content_type: str, *, where: str, is_text: bool) ->
     """
     if not isinstance(value, bytes | bytearray | str):
         return value
-    is_declared = content_type.startswith("application/json")
+    is_declared = content_type.startswith(_JSON)
+    if isinstance(value, str) and is_declared:
+        return value
     if not is_declared and not isinstance(value, str) and (is_npy(value) or is_safetensors(value)):
         return value
     content = value.encode() if isinstance(value, str) else value

@@ -154,3 +154,11 @@ def test_explanations_are_refused(torchserve: TorchServeProcess) -> None:
     answer = torchserve.http.post("/explanations/fashion", json=image_field(torchserve.folder)["json"])
 
     assert answer.status_code == 501
+
+
+def test_description_of_the_model_says_how_its_tiers_stand(torchserve: TorchServeProcess) -> None:
+    (described,) = torchserve.management.get("/models/fashion", params={"customized": "true"}).json()
+
+    tiers = {tier["tier"]: tier for tier in described["customizedMetadata"]["tiers"]}
+    assert {name: tier["state"] for name, tier in tiers.items()} == {"dense": "ready", "int8": "ready"}
+    assert tiers["int8"]["quality"]["top1_agreement"] > 0.97
