@@ -49,7 +49,7 @@ def archive(
         "startupTimeout": 300,
         "handler": {"serveprune": dict(said)},
     }
-    own = store / f"{name}-files"
+    own = store.parent / "archived" / name
     own.mkdir(parents=True)
     # JSON is YAML.
     (own / "model-config.yaml").write_text(json.dumps(settings), encoding="utf-8")

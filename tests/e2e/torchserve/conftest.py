@@ -1,3 +1,4 @@
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -117,10 +118,11 @@ def carrier_inputs(number: int) -> dict[str, Any]:
 def archive_text(folder: Path, *, python: Path, store: Path) -> None:
     """Archive the demo's sentence encoder: a folder as Hugging Face has it."""
     said = dict(minilm())
-    weights = Path(said["source"]["huggingface"])
-    said["source"] = {**said["source"], "huggingface": "."}
+    # Of a folder the archiver takes what is in it; so this one keeps its name, and nothing else is in it.
+    shutil.copytree(said["source"]["huggingface"], folder / "text" / "encoder")
+    said["source"] = {**said["source"], "huggingface": "encoder"}
     said |= {"store": {"path": str(store)}, "profiles": {"int8": INT8}}
-    files = [*sorted(weights.iterdir()), *(folder / said[role]["file"] for role in ("calibration", "evaluation"))]
+    files = [folder / "text", *(folder / said[role]["file"] for role in ("calibration", "evaluation"))]
     archive(folder / "store", "minilm", python=python, said=said, files=files)
 
 

@@ -20,7 +20,7 @@ import psutil
 from e2e.server_process import PATIENCE_SECONDS, is_alive, marked_environment, marked_processes, wait_until
 
 ROOT = Path(__file__).resolve().parents[3]
-START_SECONDS = 300.0
+START_SECONDS = 150.0
 _PYTHON_VARIABLE = "SERVEPRUNE_TORCHSERVE_PYTHON"
 _BUILD = "serveprune.compression.worker"
 
