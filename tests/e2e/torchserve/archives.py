@@ -51,6 +51,7 @@ def archive(
     }
     own = store.parent / "archived" / name
     own.mkdir(parents=True)
+    store.mkdir(exist_ok=True)
     # JSON is YAML.
     (own / "model-config.yaml").write_text(json.dumps(settings), encoding="utf-8")
     assert archived_handler.__file__ is not None

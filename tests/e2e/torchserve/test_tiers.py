@@ -58,13 +58,6 @@ def test_field_of_json_chooses_the_tier(torchserve: TorchServeProcess) -> None:
     assert ask(torchserve, said={"tier": "int8"}).headers["x-compression-tier"] == "int8"
 
 
-def test_query_chooses_the_tier(torchserve: TorchServeProcess) -> None:
-    answer = torchserve.ask("fashion", params={"tier": "int8"}, content=npy(torchserve))
-
-    assert answer.status_code == 200, answer.text
-    assert answer.headers["x-compression-tier"] == "int8"
-
-
 def test_field_of_a_form_chooses_the_tier(torchserve: TorchServeProcess) -> None:
     answer = torchserve.ask("fashion", data={"tier": "int8"}, files={"image": npy(torchserve)})
 
@@ -124,7 +117,6 @@ def test_tiers_that_disagree_are_refused(torchserve: TorchServeProcess) -> None:
     [
         {"headers": {"X-Min-Quality": "1"}},
         {"said": {"min_quality": 1}},
-        {"params": {"min_quality": "1"}},
     ],
 )
 def test_lowest_quality_of_one_is_served_by_dense(torchserve: TorchServeProcess, request_: dict[str, Any]) -> None:
@@ -147,7 +139,7 @@ def test_objectives_are_given_as_the_reason(torchserve: TorchServeProcess) -> No
 
     assert answer.status_code == 200, answer.text
     assert answer.headers["x-compression-tier"] in ("dense", "int8")
-    assert "max_latency_ms" in answer.headers["x-compression-tier-reason"]
+    assert answer.headers["x-compression-tier-reason"].startswith("objective: ")
 
 
 def test_explanations_are_refused(torchserve: TorchServeProcess) -> None:
