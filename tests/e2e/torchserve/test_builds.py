@@ -42,11 +42,12 @@ def served_by_all(server: TorchServeProcess, tier: str) -> bool:
     return {answer.headers["x-compression-tier"] for answer in answers} == {tier}
 
 
-def manifests(store: Path) -> dict[str, tuple[str, int]]:
-    """Return the kind of each artifact, and when it was stored."""
+def manifests(store: Path) -> dict[str, tuple[str, str]]:
+    """Return the kind of each artifact, and when it was made."""
     found = {}
     for file in (store / "artifacts").glob("*/manifest.json"):
-        found[file.parent.name] = (json.loads(file.read_text(encoding="utf-8"))["kind"], file.stat().st_mtime_ns)
+        document = json.loads(file.read_text(encoding="utf-8"))
+        found[file.parent.name] = (document["kind"], document["created"])
     return found
 
 
