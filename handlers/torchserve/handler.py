@@ -10,11 +10,11 @@ from typing import Any
 
 from serveprune.config.model import DENSE
 from serveprune.config.root import ServePruneConfig
-from serveprune.errors import Cancelled, FailedPrecondition, Internal, ServePruneError
+from serveprune.errors import Cancelled, FailedPrecondition, Internal, MessageTooLarge, ServePruneError
 from serveprune.frontends.http.errors import headers_of, status_of
 from serveprune.handlers.torchserve.replies import JSON, encode_description, encode_error, encode_reply, header_text
 from serveprune.handlers.torchserve.rows import Form, decode_row
-from serveprune.handlers.torchserve.settings import SECTION, config_of
+from serveprune.handlers.torchserve.settings import SECTION, config_of, max_response_bytes
 from serveprune.models.variant import Variant, VariantState
 from serveprune.oip.answer import Answer
 from serveprune.server import Server
@@ -43,6 +43,7 @@ class TierHandler:
     def __init__(self) -> None:
         self._server: Server | None = None
         self._model = self._version = ""
+        self._max_response_bytes = 0
         self._is_reread = os.environ.get(_PROTOCOL) == "oip"
 
     def initialize(self, context: Any) -> None:
@@ -54,13 +55,15 @@ class TierHandler:
         # The worker's own decoder takes NaN for JSON, and halves of surrogate pairs for text.
         os.environ[_DECODING] = "false"
         model = context.manifest["model"]
+        said = ((context.model_yaml_config or {}).get("handler") or {}).get(SECTION)
         config = config_of(
-            ((context.model_yaml_config or {}).get("handler") or {}).get(SECTION),
+            said,
             model=context.model_name,
             version=str(model.get("modelVersion", "1")),
             folder=Path(context.system_properties["model_dir"]),
             serialized_file=model.get("serializedFile"),
         )
+        self._max_response_bytes = max_response_bytes(said)
         self._serve(config, name=context.model_name)
 
     def _serve(self, config: ServePruneConfig, *, name: str) -> None:
@@ -115,6 +118,7 @@ class TierHandler:
             answer, form = row
             response = answer.result(_PATIENCE_SECONDS)
             body, content_type = encode_reply(response, form, is_reread=self._is_reread)
+            self._check_size(body)
         except ServePruneError as error:
             return self._failed(error, index, context)
         except (CancelledError, TimeoutError):
@@ -126,6 +130,13 @@ class TierHandler:
         context.set_response_header(index, "x-compression-tier", header_text(response.tier))
         context.set_response_header(index, "x-compression-tier-reason", header_text(response.tier_reason))
         return body
+
+    def _check_size(self, body: bytes) -> None:
+        if len(body) > self._max_response_bytes:
+            raise MessageTooLarge(
+                f"the answer has {len(body)} bytes, TorchServe takes {self._max_response_bytes}: ask for fewer rows, "
+                "or raise max_response_size in config.properties and max_response_bytes in model-config.yaml"
+            )
 
     def _failed(self, error: ServePruneError, index: int, context: Any) -> bytes:
         status = status_of(error)

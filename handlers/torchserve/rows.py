@@ -300,7 +300,8 @@ def _holds_text(document: object) -> bool:
 
 def _from_json(data: object, spec: TensorSpec) -> Tensor:
     """Return a tensor, nested as its shape is; one that lacks the axis of rows is one row."""
-    shape, inner = [], data
+    shape: list[int] = []
+    inner = data
     while isinstance(inner, list) and len(shape) <= len(spec.shape):
         shape.append(len(inner))
         inner = inner[0] if inner else None

@@ -87,11 +87,8 @@ def archive_carrier(folder: Path, *, python: Path, store: Path) -> None:
     """Archive a network whose answers say whose they are, as the archive's weights."""
     write_carrier_model(folder / "carrier.onnx")
     random = np.random.default_rng(3)
-    samples = {
-        "id": np.arange(64, dtype=np.int64)[:, np.newaxis],
-        "x": random.normal(size=(64, CARRIER_WIDTH)).astype(np.float32),
-    }
-    np.savez(folder / "samples.npz", **samples)
+    numbers, rows = np.arange(64, dtype=np.int64)[:, np.newaxis], random.normal(size=(64, CARRIER_WIDTH))
+    np.savez(folder / "samples.npz", id=numbers, x=rows.astype(np.float32))
     said = {
         "store": {"path": str(store)},
         "profiles": {"int8": {"passes": [{"quantize": {"scheme": "dynamic"}}]}},

@@ -1,5 +1,6 @@
 """Batches that TorchServe makes of requests that ask for different things."""
 
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
@@ -60,3 +61,27 @@ def test_requests_of_several_rows_are_batched_too(torchserve: TorchServeProcess)
 
     for number, answer in enumerate(answers):
         assert answer.json()["who"] == [[number + index] for index in range(number % 4 + 1)]
+
+
+def test_every_answer_is_right_under_load_of_all_kinds(torchserve: TorchServeProcess) -> None:
+    before = torchserve.worker_pids("carrier")
+
+    def kind(number: int) -> dict[str, Any]:
+        if number % 7 == 6:
+            return {"json": {**carrier_inputs(number), "x": "wrong"}}
+        if number % 5 == 4:
+            return {"path": "/1.0/tier/int8", **carried(number)}
+        return carried(number, **{"x-compression-tier": "int8"} if number % 3 == 0 else {})
+
+    with ThreadPoolExecutor(24) as pool:
+        answers = list(pool.map(lambda number: torchserve.ask("carrier", **kind(number)), range(600)))
+
+    for number, answer in enumerate(answers):
+        if number % 7 == 6:
+            assert answer.status_code == 400
+            continue
+        assert answer.status_code == 200, answer.text
+        assert answer.json()["who"] == [[number]]
+        wanted = "int8" if number % 5 == 4 or number % 3 == 0 else "dense"
+        assert answer.headers["x-compression-tier"] == wanted
+    assert torchserve.worker_pids("carrier") == before

@@ -254,3 +254,22 @@ def test_all_hostile_requests_at_once_leave_others_answered(torchserve: TorchSer
         np.testing.assert_allclose(array_of(answer, "logits"), logits[:1], atol=1e-3)
     assert {answer.status_code for answer in answers[::2]} <= REFUSALS
     assert torchserve.worker_pids("fashion") == before
+
+
+def test_answer_that_torchserve_would_not_carry_is_refused_and_the_worker_lives(torchserve: TorchServeProcess) -> None:
+    before = torchserve.worker_pids("minilm")
+
+    # 2000 vectors of 384 numbers.
+    answer = torchserve.ask("minilm", json=["a"] * 2000)
+
+    assert answer.status_code == 413, answer.text[:300]
+    assert "fewer rows" in answer.json()["error"]
+    assert torchserve.ask("minilm", json=["a"] * 1000).status_code == 200
+    assert torchserve.worker_pids("minilm") == before
+
+
+def test_request_of_more_rows_than_one_may_have_is_refused(torchserve: TorchServeProcess) -> None:
+    answer = torchserve.ask("eager", json={"x": [[0] * 24] * 5000})
+
+    assert answer.status_code == 400
+    assert "4096 rows" in answer.json()["error"]

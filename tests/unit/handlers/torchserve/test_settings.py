@@ -7,7 +7,7 @@ import pytest
 from serveprune.config.model import ExportedProgramSource, OnnxSource
 from serveprune.config.root import ServePruneConfig
 from serveprune.errors import ConfigError
-from serveprune.handlers.torchserve.settings import config_of
+from serveprune.handlers.torchserve.settings import config_of, max_response_bytes
 
 
 @pytest.fixture
@@ -111,3 +111,18 @@ def test_all_problems_are_said_at_once(folder: Path) -> None:
     message = problems(folder, {"source": {"onnx": "none.onnx"}, "max_batch_size": 0, "profiles": {"dense": {}}})
 
     assert len(message.splitlines()) >= 3
+
+
+def test_largest_answer_is_that_of_torchserve_when_none_is_said(folder: Path) -> None:
+    said = {"source": {"onnx": "model.onnx"}}
+
+    # As in TorchServe's docs/configuration.md.
+    assert max_response_bytes(said) == 6553500
+    assert max_response_bytes({**said, "max_response_bytes": 10}) == 10
+    assert config(folder, {**said, "max_response_bytes": 10}).model("m").version == "2.1"
+
+
+@pytest.mark.parametrize("limit", [0, -1, "much", 1.5, None, True])
+def test_largest_answer_that_is_no_number_of_bytes_is_refused(limit: object) -> None:
+    with pytest.raises(ConfigError, match=r"model-config\.yaml: handler\.serveprune\.max_response_bytes"):
+        max_response_bytes({"max_response_bytes": limit})
