@@ -29,6 +29,9 @@ _PROTOCOL = "TS_OPEN_INFERENCE_PROTOCOL"
 _DESCRIBE = "describe"
 """Header by which TorchServe asks on behalf of `GET /models/NAME?customized=true`."""
 
+_GOES_ON = "ts_stream_next"
+"""Header of an answer that is one of several."""
+
 _Row = tuple[Answer, Form] | bytes | ServePruneError
 """An answer to come and its form, or one that is there, or why there is none."""
 
@@ -55,7 +58,7 @@ class TierHandler:
         # The worker's own decoder takes NaN for JSON, and halves of surrogate pairs for text.
         os.environ[_DECODING] = "false"
         model = context.manifest["model"]
-        said = ((context.model_yaml_config or {}).get("handler") or {}).get(SECTION)
+        said: Any = ((context.model_yaml_config or {}).get("handler") or {}).get(SECTION)
         config = config_of(
             said,
             model=context.model_name,
@@ -84,8 +87,13 @@ class TierHandler:
     def handle(self, data: Sequence[Mapping[str, object]], context: Any) -> list[bytes]:
         """Answer a batch: rows of the same tier are computed together, and each row fails for itself."""
         assert self._server is not None
-        rows = [self._submitted(fields, context.get_all_request_header(index)) for index, fields in enumerate(data)]
+        headers = [context.get_all_request_header(index) for index in range(len(data))]
+        rows = [self._submitted(*row) for row in zip(data, headers, strict=True)]
         self._server.dataplane.proceed()
+        for index, each in enumerate(headers):
+            if not any(isinstance(value, str) for value in each.values()):
+                # A gRPC call, perhaps one for a stream, whose front end ends the worker where this is not said.
+                context.set_response_header(index, _GOES_ON, "false")
         return [self._reply(row, index, context) for index, row in enumerate(rows)]
 
     def _submitted(self, fields: Mapping[str, object], headers: Mapping[str, object]) -> _Row:

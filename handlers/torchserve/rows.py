@@ -35,6 +35,8 @@ _CONTROLS = (
     TIMEOUT_PARAMETER,
 )
 """What a request may say of its tier, in a field or key of its own beside its inputs."""
+_MODEL_NAME = "model_name"
+"""Field that leads `/invocations?model_name=...` here."""
 _JSON = "application/json"
 _WHOLE = ("body", "data")
 """Names TorchServe gives to a body that has no fields, and its gRPC clients to the only entry of theirs."""
@@ -67,7 +69,7 @@ def decode_row(
     """Return the request that a row holds.
 
     Args:
-        fields: Of a form or a gRPC call, or the body alone; bytes, or what TorchServe decoded.
+        fields: Of a form, a gRPC call or the query of `/invocations`, or the body alone; bytes, or what TorchServe decoded.
         headers: Of the request, and among them, under the names of fields, those of the fields.
         metadata: Of the model that it is for.
         version: Of that model.
@@ -104,7 +106,7 @@ class _Reader:
         """Take a field, of what the request says of itself or of its inputs."""
         if self._is_control(name):
             self._say(name, _parameter(name, value))
-        else:
+        elif name != _MODEL_NAME or name in self._specs:
             self._given[name] = value
 
     def read(self) -> Row:

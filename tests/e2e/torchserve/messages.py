@@ -9,7 +9,7 @@ import numpy as np
 from e2e.deployment import fashion_images
 from e2e.torchserve.torchserve_process import TorchServeProcess
 
-_PREDICTIONS = "/org.pytorch.serve.grpc.inference.InferenceAPIsService/Predictions"
+_SERVICE = "/org.pytorch.serve.grpc.inference.InferenceAPIsService"
 
 
 def image_field(folder: Path, number: int = 0) -> dict[str, Any]:
@@ -24,14 +24,25 @@ def array_of(answer: Any, output: str) -> Any:
 
 
 def predict(server: TorchServeProcess, model: str, entries: Mapping[str, bytes]) -> bytes:
-    """Call `Predictions` over gRPC, and return what the handler gave.
+    """Call `Predictions` over gRPC, and return what the handler gave."""
+    answer: bytes = server.channel.unary_unary(f"{_SERVICE}/Predictions")(_request(model, entries), timeout=60)
+    return _prediction(answer)
 
-    The messages are `PredictionsRequest {string model_name = 1; map<string, bytes> input = 3;}` and
-    `PredictionResponse {bytes prediction = 1;}`.
-    """
+
+def stream(server: TorchServeProcess, model: str, entries: Mapping[str, bytes]) -> list[bytes]:
+    """Call `StreamPredictions` over gRPC, and return all that comes."""
+    answers = server.channel.unary_stream(f"{_SERVICE}/StreamPredictions")(_request(model, entries), timeout=60)
+    return [_prediction(answer) for answer in answers]
+
+
+def _request(model: str, entries: Mapping[str, bytes]) -> bytes:
+    """Return a `PredictionsRequest {string model_name = 1; map<string, bytes> input = 3;}`."""
     written = [_field(3, _field(1, name.encode()) + _field(2, value)) for name, value in entries.items()]
-    call = server.channel.unary_unary(_PREDICTIONS)
-    answer: bytes = call(_field(1, model.encode()) + b"".join(written), timeout=60)
+    return _field(1, model.encode()) + b"".join(written)
+
+
+def _prediction(answer: bytes) -> bytes:
+    """Return what is in a `PredictionResponse {bytes prediction = 1;}`."""
     assert answer[:1] == b"\x0a"
     position, shift, length = 1, 0, 0
     while True:

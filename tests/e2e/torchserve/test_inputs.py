@@ -14,7 +14,7 @@ from safetensors.numpy import load, save
 from e2e.deployment import fashion_images
 from e2e.graphs import CARRIER_WIDTH
 from e2e.torchserve.conftest import carrier_inputs
-from e2e.torchserve.messages import array_of, image_field, predict
+from e2e.torchserve.messages import array_of, image_field, predict, stream
 from e2e.torchserve.torchserve_process import TorchServeProcess
 from serveprune.oip.tensor import Array
 
@@ -273,3 +273,14 @@ def test_request_of_more_rows_than_one_may_have_is_refused(torchserve: TorchServ
 
     assert answer.status_code == 400
     assert "4096 rows" in answer.json()["error"]
+
+
+@pytest.mark.parametrize("data", [b"[0]", b"{"])
+def test_stream_is_one_answer_and_the_worker_lives(torchserve: TorchServeProcess, data: bytes) -> None:
+    before = torchserve.worker_pids("eager")
+
+    (answer,) = stream(torchserve, "eager", {"data": data})
+
+    assert json.loads(answer)["error"]
+    assert torchserve.ask("eager", json={"x": [0] * 24}).status_code == 200
+    assert torchserve.worker_pids("eager") == before

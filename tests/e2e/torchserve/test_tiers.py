@@ -58,6 +58,15 @@ def test_field_of_json_chooses_the_tier(torchserve: TorchServeProcess) -> None:
     assert ask(torchserve, said={"tier": "int8"}).headers["x-compression-tier"] == "int8"
 
 
+def test_query_of_invocations_chooses_the_tier(torchserve: TorchServeProcess) -> None:
+    # Of /predictions TorchServe does not hand it on.
+    params = {"model_name": "fashion", "tier": "int8"}
+    answer = torchserve.http.post("/invocations", params=params, content=npy(torchserve))
+
+    assert answer.status_code == 200, answer.text
+    assert answer.headers["x-compression-tier"] == "int8"
+
+
 def test_field_of_a_form_chooses_the_tier(torchserve: TorchServeProcess) -> None:
     answer = torchserve.ask("fashion", data={"tier": "int8"}, files={"image": npy(torchserve)})
 

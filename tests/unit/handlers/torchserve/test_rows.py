@@ -300,6 +300,10 @@ def test_field_beside_a_body_says_it_too() -> None:
     assert given_arrays(row) == {"x": [[1.0, 2.0]]}
 
 
+def test_name_of_the_model_beside_a_body_is_passed_over() -> None:
+    assert given_arrays(read({"model_name": b"m", "body": b"[1, 2]"})) == {"x": [[1.0, 2.0]]}
+
+
 def test_input_that_is_called_as_a_parameter_is_an_input() -> None:
     row = read_body({"tier": [1, 2]}, metadata=model(TensorSpec("tier", Datatype.FP32, (-1, 2))))
 
