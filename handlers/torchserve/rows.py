@@ -69,7 +69,7 @@ def decode_row(
     """Return the request that a row holds.
 
     Args:
-        fields: Of a form, a gRPC call or the query of `/invocations`, or the body alone; bytes, or what TorchServe decoded.
+        fields: Of a form, a gRPC call or the query of `/invocations`, or the body alone; bytes, or decoded already.
         headers: Of the request, and among them, under the names of fields, those of the fields.
         metadata: Of the model that it is for.
         version: Of that model.

@@ -284,3 +284,25 @@ def test_stream_is_one_answer_and_the_worker_lives(torchserve: TorchServeProcess
     assert json.loads(answer)["error"]
     assert torchserve.ask("eager", json={"x": [0] * 24}).status_code == 200
     assert torchserve.worker_pids("eager") == before
+
+
+@pytest.mark.parametrize(
+    "tokens",
+    [[[10**9]], [[-(10**9)]], [[2**62]], [[1] * 600], [[1] * 100_000]],
+    ids=["large", "low", "huge", "long", "longer"],
+)
+def test_tokens_that_the_graph_has_none_for_are_refused_and_the_worker_lives(
+    torchserve: TorchServeProcess, tokens: list[list[int]]
+) -> None:
+    before = torchserve.worker_pids("minilm")
+    ones = [[1] * len(row) for row in tokens]
+
+    answer = torchserve.ask(
+        "minilm",
+        json={"input_ids": tokens, "attention_mask": ones, "token_type_ids": [[0] * len(row) for row in tokens]},
+    )
+
+    assert answer.status_code == 400, answer.text[:500]
+    assert answer.json()["error"]
+    assert torchserve.ask("minilm", json=["a " * 100_000, "b"]).status_code == 200
+    assert torchserve.worker_pids("minilm") == before

@@ -51,6 +51,15 @@ def test_named_source_goes_before_the_weights_of_the_archive(folder: Path) -> No
     assert isinstance(found.model("m").source, ExportedProgramSource)
 
 
+def test_source_may_be_outside_of_the_archive(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
+    outside = tmp_path_factory.mktemp("models") / "model.onnx"
+    outside.write_bytes(b"")
+
+    source = config(folder, {"source": {"onnx": str(outside)}}).model("m").source
+
+    assert source == OnnxSource.model_construct(onnx=outside)
+
+
 def test_state_dict_alone_is_no_source(folder: Path) -> None:
     assert "handler.serveprune.source" in problems(folder, {}, serialized_file="model.pt")
 
