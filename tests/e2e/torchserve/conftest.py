@@ -43,7 +43,7 @@ def python() -> Path:
 
 
 @pytest.fixture(scope="session")
-def torchserve(demo: DemoRun, python: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[TorchServeProcess]:
+def torchserve(python: Path, demo: DemoRun, tmp_path_factory: pytest.TempPathFactory) -> Iterator[TorchServeProcess]:
     """One server with a model in each form, for the tests that leave it as they found it."""
     folder = tmp_path_factory.mktemp("torchserve")
     artifacts = {(model, tier) for model in ("fashion", "minilm") for tier in ("dense", "int8")}
