@@ -11,6 +11,8 @@ from pathlib import Path
 
 from serveprune.errors import NotFound
 
+_INSTALLED = {"site-packages", "dist-packages"}
+
 
 def module_file(module: str) -> Path:
     """Locate a module's file without running any of its code, nor that of the packages around it.
@@ -88,4 +90,5 @@ def _is_installed(file: Path) -> bool:
     paths = sysconfig.get_paths()
     folders = {paths[name] for name in ("stdlib", "platstdlib", "purelib", "platlib")}
     folders.update((*site.getsitepackages(), site.getusersitepackages()))
-    return any(file.is_relative_to(folder) for folder in folders)
+    # Environments may be laid one over the other, by a .pth file or PYTHONPATH.
+    return any(file.is_relative_to(folder) for folder in folders) or not _INSTALLED.isdisjoint(file.parts)

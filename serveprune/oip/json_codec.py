@@ -47,9 +47,41 @@ def decode_request(
         Unimplemented: It asks for shared memory or classification.
     """
     text, binary = _divide(body, header_length)
-    document = parse_object(text, where="request")
+    return decode_document(
+        parse_object(text, where="request"),
+        binary=None if header_length is None else binary,
+        model=model,
+        version=version,
+        tier=tier,
+        deadline=deadline,
+        max_latency_ms=max_latency_ms,
+        min_quality=min_quality,
+        headers=headers,
+    )
+
+
+def decode_document(
+    document: Mapping[str, Any],
+    *,
+    binary: memoryview | None,
+    model: str,
+    version: str | None = None,
+    tier: str | None = None,
+    deadline: float | None = None,
+    max_latency_ms: str | None = None,
+    min_quality: str | None = None,
+    headers: Sequence[tuple[bytes | str, bytes | str]] = (),
+) -> tuple[InferenceRequest, OutputFormat]:
+    """Decode a request whose JSON has been parsed, with what follows it if the transport can carry that.
+
+    Raises:
+        InvalidArgument: The document is no request.
+        Unimplemented: It asks for shared memory or classification.
+    """
     parameters = decode_parameters(document.get("parameters"), where="parameters")
-    inputs = _decode_inputs(document.get("inputs"), binary, carries_binary=header_length is not None)
+    inputs = _decode_inputs(
+        document.get("inputs"), _NOTHING if binary is None else binary, carries_binary=binary is not None
+    )
     names, binary_by_name = _decode_outputs(document.get("outputs"))
     binary_by_default = "binary_data_output" in parameters and flag(
         parameters["binary_data_output"], where="parameters.binary_data_output"
@@ -111,17 +143,26 @@ def parse_object(text: Body, *, where: str) -> dict[str, Any]:
     Raises:
         InvalidArgument: It is no JSON, or no object.
     """
+    document = parse_json(text, where=where)
+    if not isinstance(document, dict):
+        raise InvalidArgument(f"{where}: expected an object, got {kind(document)}")
+    return document
+
+
+def parse_json(text: Body, *, where: str) -> Any:
+    """Parse JSON, whatever it holds.
+
+    Raises:
+        InvalidArgument: It is no JSON.
+    """
     try:
-        document = orjson.loads(text)
+        return orjson.loads(text)
     except orjson.JSONDecodeError as error:
         # NaN and Infinity are the most frequent reason: Python's own json writes them.
         raise InvalidArgument(
             f"{where}: expected JSON in UTF-8, without NaN or Infinity (send those as binary tensor data); "
             f"{error.msg} at byte {error.pos}"
         ) from None
-    if not isinstance(document, dict):
-        raise InvalidArgument(f"{where}: expected an object, got {kind(document)}")
-    return document
 
 
 def _divide(body: Body, header_length: int | None) -> tuple[Body, memoryview]:

@@ -1,0 +1,1 @@
+"""TorchServe as a host: a handler that serves a model's tiers, and how to package and run it."""
