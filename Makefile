@@ -13,18 +13,19 @@ BIN := $(VENV)/bin
 CLIENTS := .venv-clients
 TORCHSERVE := .venv-torchserve
 PIP := $(BIN)/pip install --quiet --disable-pip-version-check
+JAVA := openjdk-17-jre-headless
 ARGS ?=
 # Networks that carry their weights in the package; without what they would bring along.
 TEST_MODELS := magika==1.0.3 silero-vad==6.2.3
 CLIENT_PACKAGES := 'tritonclient[http,grpc]==2.73.0' kserve==0.21.0 open-inference-grpc==2.0.0 \
 	open-inference-openapi==2.0.0.1
 
-.PHONY: demo test check install generate benchmark benchmark-serving clean
+.PHONY: demo test check install java generate benchmark benchmark-serving clean
 
 demo: $(VENV)/installed
 	$(BIN)/serveprune demo $(ARGS)
 
-test: $(VENV)/installed-dev $(CLIENTS)/installed $(TORCHSERVE)/installed
+test: $(VENV)/installed-dev $(CLIENTS)/installed $(TORCHSERVE)/installed java
 	$(BIN)/pytest $(ARGS)
 
 check: $(VENV)/installed-dev
@@ -67,7 +68,13 @@ $(CLIENTS)/installed: Makefile
 	$(CLIENTS)/bin/pip install --quiet --disable-pip-version-check $(CLIENT_PACKAGES)
 	touch $@
 
-# TorchServe sees what is in .venv, so that its workers import the same; its tests are skipped where Java is missing.
+# TorchServe needs it; its tests are skipped where it is missing and this may not install it.
+java:
+	@command -v java > /dev/null || { test "$$(id -u)" = 0 && apt-get -qq update \
+		&& DEBIAN_FRONTEND=noninteractive apt-get -qq install -y --no-install-recommends $(JAVA) > /dev/null; } \
+		|| echo "no Java, so the tests of TorchServe will be skipped: apt-get install $(JAVA)"
+
+# TorchServe sees what is in .venv, so that its workers import the same.
 $(TORCHSERVE)/installed: $(VENV)/installed-dev Makefile
 	test -x $(TORCHSERVE)/bin/python || $(PYTHON) -m venv $(TORCHSERVE)
 	echo "import site; site.addsitedir('$$($(BIN)/python -c "import site; print(site.getsitepackages()[0])")')" \
