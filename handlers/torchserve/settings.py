@@ -16,7 +16,7 @@ SECTION = "serveprune"
 STORE_VARIABLE = "SERVEPRUNE_STORE"
 """Variable of the environment that names the artifact store where the archive does not."""
 
-_BESIDE_THE_MODEL = ("store", "builds", "profiles", "deployment")
+_BESIDE_THE_MODEL = ("store", "builds", "server", "profiles", "deployment")
 _SOURCE_OF_SUFFIX = {".onnx": "onnx", ".pt2": "pt2"}
 
 
@@ -27,7 +27,8 @@ def config_of(
 
     Args:
         said: What `model-config.yaml` says under `handler.serveprune`: the keys of a model as in `serveprune.yaml`, and
-            beside them `store`, `builds`, `profiles`, and `deployment`.
+            beside them `store`, `builds`, `server` (of which `executors` and `threads_per_executor` count), `profiles`,
+            and `deployment`.
         model: Name it is registered under.
         version: Of the archive.
         folder: Of the unpacked archive; relative paths are relative to it.
@@ -49,7 +50,7 @@ def config_of(
     document: dict[str, Any] = {
         "store": _store(beside.get("store")),
         "models": {model: {"version": version, **entry}},
-        **{key: beside[key] for key in ("builds", "profiles") if key in beside},
+        **{key: beside[key] for key in ("builds", "server", "profiles") if key in beside},
     }
     if "deployment" in beside:
         document["deployments"] = {model: beside["deployment"]}
