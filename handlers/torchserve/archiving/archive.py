@@ -18,17 +18,7 @@ from serveprune.handlers.torchserve.installation import require_package
 from serveprune.handlers.torchserve.settings import SECTION
 
 CONFIG_FILE = "model-config.yaml"
-_HANDLER_FILE = "serveprune_handler.py"
-# TorchServe wants exactly one class that is defined in the file itself.
-_HANDLER = '''\
-"""serveprune's handler, as it is installed where TorchServe runs."""
-
-from serveprune.handlers.torchserve.handler import TierHandler
-
-
-class Handler(TierHandler):
-    """Serves the tiers of this archive's model."""
-'''
+_HANDLER_FILE = Path(__file__).parent.parent / "archived_handler.py"
 _STARTUP_SECONDS = 660
 """More than the handler itself waits for dense, so that its own message is what one reads."""
 
@@ -103,12 +93,11 @@ def _archived(config: ServePruneConfig, model: ModelConfig, *, name: str, work: 
         "handler": {SECTION: lay_out(config, model, name=name, folder=content)},
     }
     (work / CONFIG_FILE).write_text(yaml.safe_dump(settings, sort_keys=False, allow_unicode=True), encoding="utf-8")
-    (work / _HANDLER_FILE).write_text(_HANDLER, encoding="utf-8")
     (work / "temporary").mkdir()
     options = {
         "--model-name": name,
         "--version": model.version,
-        "--handler": _HANDLER_FILE,
+        "--handler": str(_HANDLER_FILE),
         # Of a folder it takes what is in it, folders included.
         "--extra-files": content.name,
         "--config-file": CONFIG_FILE,
