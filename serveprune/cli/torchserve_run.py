@@ -152,7 +152,8 @@ def _models(store: Path, named: list[str] | None) -> tuple[str, ...]:
     found = sorted(file.name.removesuffix(_SUFFIX) for file in store.glob(f"*{_SUFFIX}"))
     if not found:
         raise NotFound(
-            f"--model-store {store}: expected archives (NAME.mar), got none; `serveprune torchserve package` writes them"
+            f"--model-store {store}: expected archives (NAME.mar), got none; "
+            "`serveprune torchserve package` writes them"
         )
     missing = [name for name in named or [] if name not in found]
     if missing:

@@ -23,7 +23,7 @@ from serveprune.errors import FailedPrecondition
 from serveprune.handlers.torchserve.settings import config_of
 
 FILES = "model-files"
-"""Folder of the archive that holds all but code. No module can have this name, so that it stands in no factory's way."""
+"""Folder of the archive that holds all but code. No module can have this name, so it stands in no factory's way."""
 
 _NOT_OF_A_PACKAGE = shutil.ignore_patterns(".*", "__pycache__")
 _OF_EXECUTION = frozenset({"executors", "threads_per_executor"})

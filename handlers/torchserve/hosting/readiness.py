@@ -18,7 +18,8 @@ _DEATHS_UNTIL_HOPELESS = 2
 """Of one worker, before it ever was ready: TorchServe starts it again and again, for minutes."""
 
 _DEATH = re.compile(r"Retry worker: (?P<worker>\S+) in ")
-_ERROR = re.compile(r" - (?:[\w.]+\.)?(?P<reason>[A-Z]\w*(?:Error|Exception|Precondition|Failed|NotFound|Extra|Argument): .*)")
+_ERROR = re.compile(r"(?:^| )(?:[a-z_]+\.)*(?P<reason>[A-Z]\w+: \S.*)$", re.MULTILINE)
+"""The last line of a Python trace, as logs have it."""
 _UNREADABLE = re.compile(r"(?P<reason>Failed to load model: .*|Failed to bind to address.*|Invalid configuration.*)")
 
 

@@ -8,7 +8,6 @@ import onnxruntime
 import pytest
 import safetensors.torch
 import torch
-from unit.graph import networks
 
 from e2e.deployment import FASHION, INT8, fashion_images, minilm, write_fashion
 from e2e.graphs import write_contract_models
@@ -139,6 +138,6 @@ def test_extra_is_named_when_the_archiver_is_missing(folder: Path) -> None:
     environment = {"PYTHONPATH": os.pathsep.join([str(hidden), str(Path(__file__).parents[3])])}
     finished = command("package", "--model", "minilm", "--force", folder=folder, environment=environment)
     assert finished.returncode == 2
-    assert finished.stderr.endswith(
-        'torch-model-archiver is not installed: pip install "serveprune[torchserve]"\n'
-    ), finished.stderr
+    assert finished.stderr.endswith('torch-model-archiver is not installed: pip install "serveprune[torchserve]"\n'), (
+        finished.stderr
+    )

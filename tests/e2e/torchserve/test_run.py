@@ -1,4 +1,3 @@
-import json
 import signal
 import socket
 import stat
@@ -7,7 +6,6 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import httpx
-import numpy as np
 import psutil
 import pytest
 from contract.cases import identity_model
@@ -16,7 +14,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from e2e.deployment import write_config
 from e2e.graphs import write_contract_models
 from e2e.server_process import PATIENCE_SECONDS, wait_until
-from e2e.torchserve.hosted import HostedTorchServe, command, hosting_python, package
+from e2e.torchserve.hosted import HostedTorchServe, command, package
 from serveprune.oip.datatype import Datatype
 
 MODEL = identity_model(Datatype.FP32)
