@@ -9,8 +9,8 @@ import pytest
 import safetensors.torch
 import torch
 
+from e2e.conftest import DemoRun
 from e2e.deployment import FASHION, INT8, fashion_images, minilm, write_fashion
-from e2e.graphs import write_contract_models
 from e2e.torchserve.hosted import HostedTorchServe, command, package
 
 X = np.random.default_rng(5).standard_normal((2, 24)).astype(np.float32)
@@ -25,11 +25,9 @@ def make() -> nn.Module:
 
 
 @pytest.fixture(scope="module")
-def folder(demo: object, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def folder(demo: DemoRun, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with a model of each form, its config, and the artifacts that serveprune's own server made of two."""
     folder = tmp_path_factory.mktemp("packaged")
-    stored = demo.store  # type: ignore[attr-defined]
-    write_contract_models(folder)
     (folder / "sizes.py").write_text("HIDDEN = 48\n")
     (folder / "network.py").write_text(FACTORY)
     safetensors.torch.save_file(_network().state_dict(), folder / "eager.safetensors")
@@ -39,7 +37,7 @@ def folder(demo: object, tmp_path_factory: pytest.TempPathFactory) -> Path:
     inputs = [{"name": "x", "shape": ["batch", 24]}]
     write_fashion(
         folder,
-        stored=stored,
+        stored=demo.store,
         models={
             "fashion": FASHION,
             "minilm": minilm(),

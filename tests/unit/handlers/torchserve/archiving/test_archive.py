@@ -48,7 +48,7 @@ def test_archive_holds_files_config_handler_and_manifest(config: ServePruneConfi
     assert settings["batchSize"] == 8
     assert settings["handler"]["serveprune"]["source"] == {"pt2": "model-files/source/given.pt2"}
     assert settings["handler"]["serveprune"]["store"] == {"path": str(tmp_path / ".serveprune")}
-    assert handler.count("class ") == 1
+    assert handler.count("\nclass ") == 1
 
 
 def test_archive_that_exists_is_replaced_only_when_that_is_said(config: ServePruneConfig, tmp_path: Path) -> None:

@@ -1,5 +1,4 @@
 import json
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -100,7 +99,7 @@ def test_adaptive_deployment_and_canary_are_the_same_when_packed(graph: Path, tm
         (
             {"policy": "adaptive", "target_latency_ms": 5, "min_quality": 0.9},
             {"split": {"dense": 3, "int8": 1}},
-            {"canary": {"tier": "int8", "steps": [{"percent": 10, "pause": "90s"}]}},
+            {"canary": {"tier": "int8", "steps": [{"setWeight": 10}, {"pause": "90s"}, {"pause": {}}]}},
         )
     ):
         config = _config(
@@ -188,9 +187,10 @@ def test_factory_is_packed_with_all_it_imports_and_its_weights(tmp_path: Path, m
 def test_code_of_an_installed_package_is_left_where_it_is(tmp_path: Path) -> None:
     config = _config(
         tmp_path,
-        models={"m": {"source": {"torch": "numpy.linalg:norm", "inputs": [{"name": "x", "shape": ["batch", 4]}]}}},
+        models={
+            "m": {"source": {"torch": "json.decoder:JSONDecoder", "inputs": [{"name": "x", "shape": ["batch", 4]}]}}
+        },
     )
-    assert "numpy" in sys.modules
     _laid_out(config, tmp_path / "archive")
     assert list((tmp_path / "archive").rglob("*")) == []
 
