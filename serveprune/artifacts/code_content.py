@@ -11,6 +11,8 @@ from pathlib import Path
 
 from serveprune.errors import NotFound
 
+_PACKAGE_FOLDERS = {"site-packages", "dist-packages"}
+
 
 def module_file(module: str) -> Path:
     """Locate a module's file without running any of its code, nor that of the packages around it.
@@ -89,4 +91,5 @@ def is_installed(file: Path) -> bool:
     paths = sysconfig.get_paths()
     folders = {paths[name] for name in ("stdlib", "platstdlib", "purelib", "platlib")}
     folders.update((*site.getsitepackages(), site.getusersitepackages()))
-    return any(file.is_relative_to(folder) for folder in folders)
+    # An environment may see another one's packages.
+    return bool(_PACKAGE_FOLDERS & {*file.parts}) or any(file.is_relative_to(folder) for folder in folders)

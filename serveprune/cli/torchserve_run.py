@@ -5,6 +5,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from threading import Event
 from typing import Annotated
+from zipfile import is_zipfile
 
 import typer
 
@@ -158,7 +159,14 @@ def _models(store: Path, named: list[str] | None) -> tuple[str, ...]:
     missing = [name for name in named or [] if name not in found]
     if missing:
         raise NotFound(f"--model: expected some of {', '.join(found)}, got {missing[0]!r}")
-    return tuple(dict.fromkeys(named)) if named else tuple(found)
+    chosen = tuple(dict.fromkeys(named)) if named else tuple(found)
+    # TorchServe would take any file for an archive, an empty one.
+    damaged = [file for name in chosen if not is_zipfile(file := store / f"{name}{_SUFFIX}")]
+    if damaged:
+        raise FailedPrecondition(
+            f"{damaged[0]}: expected an archive as torch-model-archiver writes it, got another file"
+        )
+    return chosen
 
 
 def _address(text: str, *, name: str) -> Address:

@@ -49,11 +49,11 @@ def lay_out(config: ServePruneConfig, model: ModelConfig, *, name: str, folder: 
         section = {**_entry(model, copies), **_beside(config, model, copies, name=name)}
     except OSError as error:
         raise FailedPrecondition(f"model {name}: its files cannot be copied: {error}") from error
-    section = _escaped(section)
-    packed = config_of(section, model=name, version=model.version, folder=folder).model(name)
+    escaped: dict[str, Any] = _escaped(section)
+    packed = config_of(escaped, model=name, version=model.version, folder=folder).model(name)
     if _content(packed) != _content(model):
         raise FailedPrecondition(f"model {name}: its files changed while they were copied; try again")
-    return section
+    return escaped
 
 
 class _Copies:

@@ -52,10 +52,8 @@ def command(
 
 def package(config: Path, model: str, *options: str) -> None:
     """Write an archive into the folder `models` beside a config."""
-    finished = command(
-        *("package", "--config", config, "--model", model, "--out", config.parent / "models", *options),
-        folder=config.parent,
-    )
+    words: list[str | Path] = ["package", "--config", config, "--model", model, "--out", config.parent / "models"]
+    finished = command(*words, *options, folder=config.parent)
     assert finished.returncode == 0, finished.stderr
 
 

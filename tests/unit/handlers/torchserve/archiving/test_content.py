@@ -1,4 +1,5 @@
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,6 @@ from serveprune.artifacts.key import source_recipe, tier_recipe
 from serveprune.config.loading import load_config_content
 from serveprune.config.root import ServePruneConfig
 from serveprune.errors import FailedPrecondition
-from serveprune.handlers.torchserve.archiving import content
 from serveprune.handlers.torchserve.archiving.content import lay_out
 from serveprune.handlers.torchserve.settings import config_of
 
@@ -38,15 +38,14 @@ def _expect_same_recipes(ours: ServePruneConfig, theirs: ServePruneConfig) -> No
     assert source_recipe(packed) == source_recipe(model)
     assert packed.tiers == model.tiers
     for tier in model.tiers[1:]:
-        profiles = ours.profile(tier), theirs.profile(tier)
-        assert profiles[0] is not None
-        assert profiles[1] is not None
-        assert profiles[0].gate == profiles[1].gate
-        recipes = [
-            tier_recipe("dense", described, profile, threads=config.server.threads_per_executor)
-            for described, profile, config in zip((model, packed), profiles, (ours, theirs), strict=True)
-        ]
-        assert recipes[0] == recipes[1]
+        assert _recipe(theirs, tier) == _recipe(ours, tier)
+
+
+def _recipe(config: ServePruneConfig, tier: str) -> tuple[str, object]:
+    profile = config.profile(tier)
+    assert profile is not None
+    threads = config.server.threads_per_executor
+    return tier_recipe("dense", config.model("m"), profile, threads=threads), profile.gate
 
 
 @pytest.fixture
@@ -236,6 +235,6 @@ def test_change_while_copying_is_refused(graph: Path, tmp_path: Path, monkeypatc
     def copy(_: Path, target: Path) -> None:
         target.write_bytes(b"half of it")
 
-    monkeypatch.setattr(content.shutil, "copyfile", copy)
+    monkeypatch.setattr(shutil, "copyfile", copy)
     with pytest.raises(FailedPrecondition, match="model m: its files changed while they were copied"):
         lay_out(config, config.model("m"), name="m", folder=tmp_path / "archive")
