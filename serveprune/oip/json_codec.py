@@ -139,17 +139,26 @@ def parse_object(text: Body, *, where: str) -> dict[str, Any]:
     Raises:
         InvalidArgument: It is no JSON, or no object.
     """
+    document = parse_json(text, where=where)
+    if not isinstance(document, dict):
+        raise InvalidArgument(f"{where}: expected an object, got {kind(document)}")
+    return document
+
+
+def parse_json(text: Body, *, where: str) -> Any:
+    """Parse JSON, whatever it holds.
+
+    Raises:
+        InvalidArgument: It is no JSON.
+    """
     try:
-        document = orjson.loads(text)
+        return orjson.loads(text)
     except orjson.JSONDecodeError as error:
         # NaN and Infinity are the most frequent reason: Python's own json writes them.
         raise InvalidArgument(
             f"{where}: expected JSON in UTF-8, without NaN or Infinity (send those as binary tensor data); "
             f"{error.msg} at byte {error.pos}"
         ) from None
-    if not isinstance(document, dict):
-        raise InvalidArgument(f"{where}: expected an object, got {kind(document)}")
-    return document
 
 
 def _divide(body: Body, header_length: int | None) -> tuple[Body, memoryview]:

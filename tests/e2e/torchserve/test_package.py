@@ -1,5 +1,6 @@
 import json
 import os
+import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -8,6 +9,7 @@ import onnxruntime
 import pytest
 import safetensors.torch
 import torch
+import yaml
 
 from e2e.conftest import DemoRun
 from e2e.deployment import FASHION, INT8, fashion_images, minilm, write_config, write_fashion
@@ -120,9 +122,42 @@ def test_models_of_torch_answer_as_torch_does(hosted: HostedTorchServe, model: s
     np.testing.assert_allclose(np.asarray(got), expected, rtol=1e-4, atol=1e-5)
 
 
+def test_archive_holds_files_config_handler_and_manifest(tmp_path: Path) -> None:
+    _write_program(tmp_path)
+    package(tmp_path / "serveprune.yaml", "m", "--batch-size", "4")
+
+    assert [path.name for path in (tmp_path / "models").iterdir()] == ["m.mar"]
+    with zipfile.ZipFile(tmp_path / "models" / "m.mar") as opened:
+        assert opened.read("model-files/source/m.pt2") == b"program"
+        manifest = json.loads(opened.read("MAR-INF/MANIFEST.json"))["model"]
+        settings = yaml.safe_load(opened.read(manifest["configFile"]))
+        handler = opened.read(manifest["handler"]).decode()
+    assert (manifest["modelName"], manifest["modelVersion"]) == ("m", "3")
+    assert settings["batchSize"] == 4
+    assert settings["handler"]["serveprune"]["source"] == {"pt2": "model-files/source/m.pt2"}
+    assert settings["handler"]["serveprune"]["store"] == {"path": str(tmp_path / "store")}
+    assert "serveprune.handlers.torchserve.handler" in handler
+
+
+def test_archive_that_exists_is_replaced_only_when_that_is_said(tmp_path: Path) -> None:
+    _write_program(tmp_path)
+    (tmp_path / "m.mar").write_bytes(b"another")
+    refused = command("package", "--out", ".", folder=tmp_path)
+    assert refused.returncode == 2
+    assert refused.stderr == "error: m.mar exists already; --force replaces it\n"
+    assert (tmp_path / "m.mar").read_bytes() == b"another"
+
+    assert command("package", "--out", ".", "--force", folder=tmp_path).returncode == 0
+    assert zipfile.is_zipfile(tmp_path / "m.mar")
+
+
+def _write_program(folder: Path) -> None:
+    (folder / "m.pt2").write_bytes(b"program")
+    write_config(folder, models={"m": {"source": {"pt2": "m.pt2"}, "version": "3"}})
+
+
 def test_extra_is_named_when_the_archiver_is_missing(tmp_path: Path) -> None:
-    (tmp_path / "m.pt2").write_bytes(b"program")
-    write_config(tmp_path, models={"m": {"source": {"pt2": "m.pt2"}}})
+    _write_program(tmp_path)
     hidden = tmp_path / "hidden"
     hidden.mkdir()
     (hidden / "sitecustomize.py").write_text(

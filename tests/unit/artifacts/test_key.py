@@ -339,6 +339,17 @@ def test_source_recipe_follows_what_a_factorys_module_imports(tmp_path: Path, mo
     }
 
 
+def test_packages_of_another_environment_that_is_seen_count_as_installed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _write(tmp_path / "other" / "lib" / "site-packages" / "zoo_package" / "__init__.py", b"import zoo_further")
+    _write(tmp_path / "project" / "zoo_e.py", b"import zoo_package")
+    monkeypatch.syspath_prepend(tmp_path / "other" / "lib" / "site-packages")
+    monkeypatch.chdir(tmp_path / "project")
+
+    assert set(imported_files("zoo_e")) == {"zoo_e"}
+
+
 def test_source_recipe_is_the_same_when_a_factorys_project_moves(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -1,0 +1,137 @@
+from datetime import date
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from serveprune.config.model import ExportedProgramSource, OnnxSource
+from serveprune.config.root import ServePruneConfig
+from serveprune.errors import ConfigError
+from serveprune.handlers.torchserve.settings import config_of, max_response_bytes
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """An unpacked archive."""
+    for name in ("model.onnx", "model.pt2", "model.pt"):
+        (tmp_path / name).write_bytes(b"")
+    return tmp_path
+
+
+def config(folder: Path, said: object, *, serialized_file: str | None = None) -> ServePruneConfig:
+    return config_of(said, model="m", version="2.1", folder=folder, serialized_file=serialized_file)
+
+
+def problems(folder: Path, said: object, **options: Any) -> str:
+    with pytest.raises(ConfigError) as caught:
+        config(folder, said, **options)
+    return caught.value.message
+
+
+def test_model_is_named_and_versioned_as_the_archive_is(folder: Path) -> None:
+    found = config(folder, {"source": {"onnx": "model.onnx"}, "store": {"path": "/store"}})
+
+    assert list(found.models) == ["m"]
+    assert found.model("m").version == "2.1"
+    assert found.model("m").source == OnnxSource.model_construct(onnx=folder / "model.onnx")
+    assert found.store.path == Path("/store")
+
+
+def test_weights_of_the_archive_are_the_source_when_none_is_named(folder: Path) -> None:
+    onnx = config(folder, {}, serialized_file="model.onnx").model("m").source
+    program = config(folder, {}, serialized_file="model.pt2").model("m").source
+
+    assert onnx == OnnxSource.model_construct(onnx=folder / "model.onnx")
+    assert program == ExportedProgramSource.model_construct(pt2=folder / "model.pt2")
+
+
+def test_named_source_goes_before_the_weights_of_the_archive(folder: Path) -> None:
+    found = config(folder, {"source": {"pt2": "model.pt2"}}, serialized_file="model.onnx")
+
+    assert isinstance(found.model("m").source, ExportedProgramSource)
+
+
+def test_source_may_be_outside_of_the_archive(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
+    outside = tmp_path_factory.mktemp("models") / "model.onnx"
+    outside.write_bytes(b"")
+
+    source = config(folder, {"source": {"onnx": str(outside)}}).model("m").source
+
+    assert source == OnnxSource.model_construct(onnx=outside)
+
+
+def test_state_dict_alone_is_no_source(folder: Path) -> None:
+    assert "handler.serveprune.source" in problems(folder, {}, serialized_file="model.pt")
+
+
+def test_tiers_profiles_builds_and_deployment_are_taken(folder: Path) -> None:
+    found = config(
+        folder,
+        {
+            "source": {"onnx": "model.onnx"},
+            "tiers": ["dense", "int8"],
+            "profiles": {"int8": {"passes": [{"quantize": {}}]}},
+            "builds": {"threads": 2},
+            "deployment": {"default_tier": "int8"},
+            "max_batch_size": 4,
+        },
+    )
+
+    assert found.model("m").tiers == ("dense", "int8")
+    assert found.builds.threads == 2
+    assert found.deployment("m").default_tier == "int8"
+    assert found.model("m").max_batch_size == 4
+
+
+def test_store_is_outside_of_the_archive_when_none_is_named(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    said = {"source": {"onnx": "model.onnx"}}
+    monkeypatch.delenv("SERVEPRUNE_STORE", raising=False)
+    monkeypatch.setenv("XDG_CACHE_HOME", "/cache")
+    assert config(folder, said).store.path == Path("/cache/serveprune")
+    monkeypatch.delenv("XDG_CACHE_HOME")
+    assert config(folder, said).store.path == Path.home() / ".cache" / "serveprune"
+    monkeypatch.setenv("SERVEPRUNE_STORE", "/elsewhere")
+    assert config(folder, said).store.path == Path("/elsewhere")
+
+
+@pytest.mark.parametrize(
+    ("said", "expected"),
+    [
+        (None, "handler.serveprune: expected a mapping"),
+        ([], "handler.serveprune: expected a mapping"),
+        ({"source": {"onnx": "none.onnx"}}, "handler.serveprune.source.onnx: expected a file"),
+        ({"source": {"onnx": "model.onnx"}, "tiers": ["int9"]}, "handler.serveprune.tiers"),
+        ({"source": {"onnx": "model.onnx"}, "tears": []}, "handler.serveprune.tears"),
+        ({"source": {"onnx": "model.onnx"}, "deployment": {"default_tier": "no"}}, "handler.serveprune.deployment"),
+        ({"source": {"onnx": "model.onnx"}, "builds": {"threads": 0}}, "handler.serveprune.builds.threads"),
+        ({"source": {"onnx": "model.onnx"}, "store": 5}, "handler.serveprune.store"),
+        ({"source": {"onnx": "model.onnx"}, "calibration": date(2024, 1, 1)}, "handler.serveprune.calibration"),
+    ],
+)
+def test_problem_is_placed_where_it_is_in_the_archive(folder: Path, said: object, expected: str) -> None:
+    message = problems(folder, said)
+
+    assert message.startswith("model-config.yaml: ")
+    assert expected in message
+    assert "models.m" not in message
+
+
+def test_all_problems_are_said_at_once(folder: Path) -> None:
+    message = problems(folder, {"source": {"onnx": "none.onnx"}, "max_batch_size": 0, "profiles": {"dense": {}}})
+
+    assert len(message.splitlines()) >= 3
+
+
+def test_largest_answer_is_that_of_torchserve_when_none_is_said(folder: Path) -> None:
+    said = {"source": {"onnx": "model.onnx"}}
+
+    # As in TorchServe's docs/configuration.md.
+    assert max_response_bytes(said) == 6553500
+    assert max_response_bytes({**said, "max_response_bytes": 10}) == 10
+    assert config(folder, {**said, "max_response_bytes": 10}).model("m").version == "2.1"
+
+
+@pytest.mark.parametrize("limit", [0, -1, "much", 1.5, None, True])
+def test_largest_answer_that_is_no_number_of_bytes_is_refused(limit: object) -> None:
+    with pytest.raises(ConfigError, match=r"model-config\.yaml: handler\.serveprune\.max_response_bytes"):
+        max_response_bytes({"max_response_bytes": limit})
