@@ -24,7 +24,7 @@ _DEFAULT_RESPONSE_BYTES = 6_553_500
 _FILE = "model-config.yaml"
 _LINE = re.compile(rf"{re.escape(_FILE)}:\d+: ")
 """Of another document than the user's."""
-_BESIDE_THE_MODEL = ("store", "builds", "profiles", "deployment")
+_BESIDE_THE_MODEL = ("store", "builds", "server", "profiles", "deployment")
 _SOURCE_OF_SUFFIX = {".onnx": "onnx", ".pt2": "pt2"}
 
 
@@ -35,7 +35,8 @@ def config_of(
 
     Args:
         said: What `model-config.yaml` says under `handler.serveprune`: the keys of a model as in `serveprune.yaml`, and
-            beside them `store`, `builds`, `profiles`, `deployment`, and `max_response_bytes`.
+            beside them `store`, `builds`, `server` (of which `executors` and `threads_per_executor` count), `profiles`,
+            `deployment`, and `max_response_bytes`.
         model: Name it is registered under.
         version: Of the archive.
         folder: Of the unpacked archive; relative paths are relative to it.
@@ -57,7 +58,7 @@ def config_of(
     document: dict[str, Any] = {
         "store": _store(beside.get("store")),
         "models": {model: {"version": version, **entry}},
-        **{key: beside[key] for key in ("builds", "profiles") if key in beside},
+        **{key: beside[key] for key in ("builds", "server", "profiles") if key in beside},
     }
     if "deployment" in beside:
         document["deployments"] = {model: beside["deployment"]}

@@ -40,7 +40,7 @@ def imported_files(module: str) -> dict[str, Path]:
     while waiting:
         name = waiting.pop()
         spec = None if name in found else _spec(name)
-        if spec is None or spec.origin is None or (_is_installed(Path(spec.origin)) and name != module):
+        if spec is None or spec.origin is None or (is_installed(Path(spec.origin)) and name != module):
             continue
         file = Path(spec.origin)
         if file.suffix != ".py" or not file.is_file():
@@ -86,7 +86,8 @@ def _spec(module: str) -> ModuleSpec | None:
     return spec
 
 
-def _is_installed(file: Path) -> bool:
+def is_installed(file: Path) -> bool:
+    """Tell whether a module's file is of the standard library or of an installed package."""
     paths = sysconfig.get_paths()
     folders = {paths[name] for name in ("stdlib", "platstdlib", "purelib", "platlib")}
     folders.update((*site.getsitepackages(), site.getusersitepackages()))

@@ -16,6 +16,7 @@ from serveprune.cli.rollout import rollout_app
 from serveprune.cli.sensitivity import sensitivity
 from serveprune.cli.serve import serve
 from serveprune.cli.tiers import tiers
+from serveprune.cli.torchserve import torchserve_app
 from serveprune.errors import Code, ServePruneError
 
 EXIT_FAILURE = 1
@@ -46,6 +47,7 @@ app.add_typer(
     help="Check a configuration, compare two, have a server read its own, or print the schema.",
 )
 app.add_typer(rollout_app, name="rollout", help="See how canaries of a running server stand, and move them.")
+app.add_typer(torchserve_app, name="torchserve", help="Serve tiers inside TorchServe: write archives, and run it.")
 app.command()(demo)
 
 

@@ -2,7 +2,7 @@
 
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -20,15 +20,26 @@ def endpoints_announced(
     Raises:
         FailedPrecondition: The file cannot be written.
     """
-    if file is None:
-        yield
-        return
     addresses = {"http": str(endpoints.http), "grpc": str(endpoints.grpc), "metrics": str(endpoints.metrics)}
     if admin is not None:
         addresses |= {"admin_http": str(admin.http), "admin_grpc": str(admin.grpc)}
+    with addresses_announced(addresses, file):
+        yield
+
+
+@contextmanager
+def addresses_announced(addresses: Mapping[str, str], file: Path | None) -> Iterator[None]:
+    """See `endpoints_announced`; of any server.
+
+    Raises:
+        FailedPrecondition: The file cannot be written.
+    """
+    if file is None:
+        yield
+        return
     unfinished = file.with_name(f"{file.name}.{os.getpid()}")
     try:
-        unfinished.write_text(json.dumps(addresses), encoding="utf-8")
+        unfinished.write_text(json.dumps(dict(addresses)), encoding="utf-8")
         unfinished.replace(file)
     except OSError as error:
         raise FailedPrecondition(f"--endpoints-file {file}: cannot be written: {error.strerror}") from error

@@ -1,0 +1,40 @@
+import zipfile
+from pathlib import Path
+
+from typer.testing import CliRunner
+
+from serveprune.cli.torchserve import torchserve_app
+from serveprune.errors import FailedPrecondition, InvalidArgument, NotFound
+
+
+def _error(*options: str) -> BaseException | None:
+    return CliRunner().invoke(torchserve_app, ["run", *options]).exception
+
+
+def test_store_without_archives_is_told(tmp_path: Path) -> None:
+    error = _error("--model-store", str(tmp_path / "none"))
+    assert isinstance(error, NotFound)
+    assert "expected archives (NAME.mar), got none" in error.message
+
+
+def test_archives_are_listed_when_one_is_missing(tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        (tmp_path / f"{name}.mar").touch()
+    error = _error("--model-store", str(tmp_path), "--model", "a", "--model", "c")
+    assert isinstance(error, NotFound)
+    assert error.message == "--model: expected some of a, b, got 'c'"
+
+
+def test_file_that_is_no_archive_is_told(tmp_path: Path) -> None:
+    (tmp_path / "a.mar").write_bytes(b"no archive")
+    error = _error("--model-store", str(tmp_path))
+    assert isinstance(error, FailedPrecondition)
+    assert error.message.startswith(f"{tmp_path / 'a.mar'}: expected an archive")
+
+
+def test_address_that_is_none_is_told_with_its_option(tmp_path: Path) -> None:
+    with zipfile.ZipFile(tmp_path / "a.mar", "w"):
+        pass
+    error = _error("--model-store", str(tmp_path), "--grpc-management", "nowhere")
+    assert isinstance(error, InvalidArgument)
+    assert error.message.startswith("--grpc-management: expected")
