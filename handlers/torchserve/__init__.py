@@ -1,1 +1,0 @@
-"""TorchServe as a host: a handler that serves a model's tiers, and how to package and run it."""
