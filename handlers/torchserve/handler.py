@@ -2,6 +2,7 @@
 
 import logging
 import os
+import sys
 from collections.abc import Mapping, Sequence
 from concurrent.futures import CancelledError
 from http import HTTPStatus
@@ -9,12 +10,13 @@ from pathlib import Path
 from typing import Any
 
 from serveprune.config.model import DENSE
-from serveprune.config.root import ServePruneConfig
 from serveprune.errors import Cancelled, FailedPrecondition, Internal, MessageTooLarge, ServePruneError
 from serveprune.frontends.http.errors import headers_of, status_of
+from serveprune.handlers.torchserve.own_page import open_page
 from serveprune.handlers.torchserve.replies import JSON, encode_description, encode_error, encode_reply, header_text
 from serveprune.handlers.torchserve.rows import Form, decode_row
-from serveprune.handlers.torchserve.settings import SECTION, config_of, max_response_bytes
+from serveprune.handlers.torchserve.settings import SECTION, config_of, max_response_bytes, metrics_address
+from serveprune.handlers.torchserve.teller import Teller, declared_metrics, worker_name
 from serveprune.models.variant import Variant, VariantState
 from serveprune.oip.answer import Answer
 from serveprune.server import Server
@@ -67,17 +69,28 @@ class TierHandler:
             serialized_file=model.get("serializedFile"),
         )
         self._max_response_bytes = max_response_bytes(said)
-        self._serve(config, name=context.model_name)
-
-    def _serve(self, config: ServePruneConfig, *, name: str) -> None:
-        self._model, self._version = name, config.model(name).version
+        self._model, self._version = context.model_name, config.model(context.model_name).version
+        page = metrics_address(said)
         server = self._server = Server(config)
+        if page is not None:
+            open_page(server.metrics.registry, page)
+        declared = declared_metrics(context.metrics.cache)
+        worker = worker_name(self._model, version=self._version, arguments=sys.argv)
+        teller = Teller(server.metrics, declared, worker=worker)
+        teller.start()
+        try:
+            self._load(server)
+        except BaseException:
+            teller.stop()
+            raise
+
+    def _load(self, server: Server) -> None:
         server.load()
         server.controlplane.wait_for(lambda _: self._dense.state.is_settled, _PATIENCE_SECONDS)
         if self._dense.state is not VariantState.READY:
             reasons = "; ".join(self._dense.reasons) or f"not there after {_PATIENCE_SECONDS:g} s"
             server.stop(drain_seconds=0.0)
-            raise FailedPrecondition(f"model {name}: {DENSE} cannot be served: {reasons}")
+            raise FailedPrecondition(f"model {self._model}: {DENSE} cannot be served: {reasons}")
 
     @property
     def _dense(self) -> Variant:

@@ -10,6 +10,7 @@ import yaml
 
 from serveprune.config.loading import load_config_content
 from serveprune.config.root import ServePruneConfig
+from serveprune.config.server import Address, parse_address
 from serveprune.errors import ConfigError
 
 SECTION = "serveprune"
@@ -18,6 +19,10 @@ SECTION = "serveprune"
 STORE_VARIABLE = "SERVEPRUNE_STORE"
 """Variable of the environment that names the artifact store where the archive does not."""
 
+METRICS_VARIABLE = "SERVEPRUNE_METRICS"
+"""Likewise, of the address of the page with metrics."""
+
+_METRICS = "metrics"
 _RESPONSE_LIMIT = "max_response_bytes"
 _DEFAULT_RESPONSE_BYTES = 6_553_500
 """Of TorchServe's own `max_response_size`, of which nobody tells a worker."""
@@ -25,6 +30,7 @@ _FILE = "model-config.yaml"
 _LINE = re.compile(rf"{re.escape(_FILE)}:\d+: ")
 """Of another document than the user's."""
 _BESIDE_THE_MODEL = ("store", "builds", "server", "profiles", "deployment")
+_OF_THE_HANDLER = (_RESPONSE_LIMIT, _METRICS)
 _SOURCE_OF_SUFFIX = {".onnx": "onnx", ".pt2": "pt2"}
 
 
@@ -36,7 +42,7 @@ def config_of(
     Args:
         said: What `model-config.yaml` says under `handler.serveprune`: the keys of a model as in `serveprune.yaml`, and
             beside them `store`, `builds`, `server` (of which `executors` and `threads_per_executor` count), `profiles`,
-            `deployment`, and `max_response_bytes`.
+            `deployment`, and those of the handler alone, `max_response_bytes` and `metrics`.
         model: Name it is registered under.
         version: Of the archive.
         folder: Of the unpacked archive; relative paths are relative to it.
@@ -49,7 +55,7 @@ def config_of(
         got = "nothing" if said is None else type(said).__name__
         problem = f"expected a mapping with the keys of a model (source, tiers, ...), got {got}"
         raise ConfigError([f"{_FILE}: handler.{SECTION}: {problem}"])
-    entry = {key: value for key, value in said.items() if key not in (*_BESIDE_THE_MODEL, _RESPONSE_LIMIT)}
+    entry = {key: value for key, value in said.items() if key not in (*_BESIDE_THE_MODEL, *_OF_THE_HANDLER)}
     beside = {key: value for key, value in said.items() if key in _BESIDE_THE_MODEL}
     if "source" not in entry and serialized_file is not None:
         kind = _SOURCE_OF_SUFFIX.get(Path(serialized_file).suffix)
@@ -82,6 +88,27 @@ def max_response_bytes(said: Mapping[str, Any]) -> int:
         problem = f"expected what config.properties says as max_response_size, a number of bytes, got {limit!r}"
         raise ConfigError([f"{_FILE}: handler.{SECTION}.{_RESPONSE_LIMIT}: {problem}"])
     return limit
+
+
+def metrics_address(said: Mapping[str, Any]) -> Address | None:
+    """Return where the worker serves all of our metrics; ``None`` if it does not.
+
+    Args:
+        said: See `config_of`.
+
+    Raises:
+        ConfigError: It is no address.
+    """
+    named = said.get(_METRICS)
+    place = f"{_FILE}: handler.{SECTION}.{_METRICS}"
+    if named is None:
+        named, place = os.environ.get(METRICS_VARIABLE) or None, METRICS_VARIABLE
+    if named is None:
+        return None
+    try:
+        return parse_address(named)
+    except ValueError as error:
+        raise ConfigError([f"{place}: {error}"]) from None
 
 
 def _store(said: object) -> object:

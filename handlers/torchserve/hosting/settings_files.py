@@ -78,6 +78,7 @@ LOG_SETTINGS = """\
     <Logger name="MODEL_METRICS" level="off" additivity="false"/>
     <Logger name="MODEL_LOG" level="info" additivity="false"><AppenderRef ref="workers"/></Logger>
     <Logger name="org.pytorch.serve" level="info"/>
+    <Logger name="org.pytorch.serve.wlm.WorkerLifeCycle" level="warn"/>
     <Logger name="io.netty" level="error"/>
     <Root level="warn"><AppenderRef ref="server"/></Root>
   </Loggers>

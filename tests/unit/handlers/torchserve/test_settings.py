@@ -6,8 +6,9 @@ import pytest
 
 from serveprune.config.model import ExportedProgramSource, OnnxSource
 from serveprune.config.root import ServePruneConfig
+from serveprune.config.server import Address
 from serveprune.errors import ConfigError
-from serveprune.handlers.torchserve.settings import config_of, max_response_bytes
+from serveprune.handlers.torchserve.settings import config_of, max_response_bytes, metrics_address
 
 
 @pytest.fixture
@@ -135,3 +136,30 @@ def test_largest_answer_is_that_of_torchserve_when_none_is_said(folder: Path) ->
 def test_largest_answer_that_is_no_number_of_bytes_is_refused(limit: object) -> None:
     with pytest.raises(ConfigError, match=r"model-config\.yaml: handler\.serveprune\.max_response_bytes"):
         max_response_bytes({"max_response_bytes": limit})
+
+
+def test_page_of_metrics_is_off_unless_an_address_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("SERVEPRUNE_METRICS", raising=False)
+    assert metrics_address({}) is None
+
+    monkeypatch.setenv("SERVEPRUNE_METRICS", "0.0.0.0:9100")
+    assert metrics_address({}) == Address("0.0.0.0", 9100)
+    assert metrics_address({"metrics": "127.0.0.1:0"}) == Address("127.0.0.1", 0)
+
+
+def test_page_of_metrics_is_no_key_of_the_model(folder: Path) -> None:
+    config(folder, {"source": {"onnx": "model.onnx"}, "metrics": "127.0.0.1:9100"})
+
+
+@pytest.mark.parametrize("named", [9100, "9100", "127.0.0.1:99999", True])
+def test_address_of_metrics_that_is_none_is_named(named: object) -> None:
+    with pytest.raises(ConfigError) as caught:
+        metrics_address({"metrics": named})
+    assert "model-config.yaml: handler.serveprune.metrics: expected" in caught.value.message
+
+
+def test_address_of_metrics_in_the_environment_that_is_none_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SERVEPRUNE_METRICS", "here")
+    with pytest.raises(ConfigError) as caught:
+        metrics_address({})
+    assert "SERVEPRUNE_METRICS: expected" in caught.value.message
