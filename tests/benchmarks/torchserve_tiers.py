@@ -13,10 +13,10 @@ each, serveprune with one process of two executors; an executor has one thread. 
 `serveprune torchserve package` sets it by default: of at most the model's `max_batch_size`, after a delay of 1 ms.
 
 Clients send both the same bodies of one row: PNGs to fashion, JSON with 128 token ids to minilm. Tiers are asked for
-by the header `x-compression-tier`. Both servers of a model run all the time and are loaded in turns, the other way
-round in every second round. A load counts only if nothing failed and if all probes before and after it were answered
-by the tier that was asked for; what does not count is told on standard error. At the beginning of each round both
-servers' answers to the same body must be the same numbers.
+by the header `x-compression-tier`. Both servers of a model run all the time and are loaded in turns, after five
+seconds of load that are not measured, and the other way round in every second round. A load counts only if nothing
+failed and if all probes before and after it were answered by the tier that was asked for; what does not count is told
+on standard error. At the beginning of each round both servers' answers to the same body must be the same numbers.
 
 The table shows medians of the rounds; ratios are medians of those taken within a round.
 """
@@ -72,6 +72,7 @@ _TOKENS = 128
 _VOCABULARY = 30522
 _PROBES = 8
 """Several, for each worker has tiers of its own."""
+_WARM_UP_SECONDS = 5.0
 _PATIENCE_SECONDS = 120.0
 
 
@@ -160,6 +161,8 @@ def _rows(
         ]
         for server in servers:
             _await_tiers(server, model, requests)
+            # Java compiles what it does often, and is slow before.
+            _counted(server, DENSE, requests, connections=max(connections), seconds=_WARM_UP_SECONDS)
         for number in range(rounds):
             for tier in _TIERS[model]:
                 _check_same(servers, tier, requests)
@@ -216,10 +219,9 @@ def _torchserve(config_file: Path, model: str) -> Iterator[_Served]:
     with tempfile.TemporaryDirectory(prefix="torchserve-") as name, _config(config_file, model, executors=1) as config:
         folder = Path(name)
         store, announced = folder / "store", folder / "endpoints.json"
-        package = [*_SERVEPRUNE, "torchserve", "package", "--config", config, "--model", model, "--out", store]
-        subprocess.run(
-            [*package, "--workers", str(_CORES)], env={**os.environ, **_ENVIRONMENT}, check=True, stdout=sys.stderr
-        )
+        package: list[str | Path] = [*_SERVEPRUNE, "torchserve", "package", "--config", config, "--model", model]
+        package += ["--out", store, "--workers", str(_CORES)]
+        subprocess.run(package, env={**os.environ, **_ENVIRONMENT}, check=True, stdout=sys.stderr)
         command: list[str | Path] = [*_SERVEPRUNE, "torchserve", "run", "--model-store", store, "--no-token-auth"]
         for front in ("inference", "management", "metrics", "grpc", "grpc-management"):
             command += [f"--{front}", "127.0.0.1:0"]
