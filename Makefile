@@ -70,8 +70,8 @@ $(CLIENTS)/installed: Makefile
 
 # TorchServe needs it; its tests are skipped where it is missing and this may not install it.
 java:
-	@command -v java > /dev/null || { test "$$(id -u)" = 0 && apt-get -qq update \
-		&& DEBIAN_FRONTEND=noninteractive apt-get -qq install -y --no-install-recommends $(JAVA) > /dev/null; } \
+	@command -v java > /dev/null || { test "$$(id -u)" = 0 && timeout 300 apt-get -qq update \
+		&& DEBIAN_FRONTEND=noninteractive timeout 600 apt-get -qq install -y --no-install-recommends $(JAVA) > /dev/null; } \
 		|| echo "no Java, so the tests of TorchServe will be skipped: apt-get install $(JAVA)"
 
 # TorchServe sees what is in .venv, so that its workers import the same.

@@ -21,6 +21,11 @@ FASHION = {
     "tiers": ["dense", "int8"],
 }
 INT8 = {"passes": [{"quantize": {"dtype": "int8", "scheme": "auto"}}], "gate": {"min_quality": 0.97}}
+DYNAMIC_INT8 = {
+    "passes": [{"quantize": {"scheme": "dynamic"}}],
+    # Whatever the processor makes of it.
+    "gate": {"min_quality": 0.0, "max_batch_deviation": 1.0},
+}
 
 
 def write_config(folder: Path, **sections: Any) -> Path:

@@ -63,4 +63,4 @@ def archive(
     command += ["--extra-files", ",".join(map(str, files))] if files else []
     # It works in the folder for temporary files, under the model's name.
     own_environment = {**os.environ, **environment, "TMPDIR": str(own)}
-    subprocess.run(command, check=True, capture_output=True, env=own_environment, timeout=120)
+    subprocess.run(command, check=True, capture_output=True, env=own_environment, timeout=300)

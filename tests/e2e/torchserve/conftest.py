@@ -9,7 +9,7 @@ import torch
 from unit.graph import networks
 
 from e2e.conftest import DemoRun
-from e2e.deployment import FASHION, INT8, copy_demo_data, copy_store, minilm
+from e2e.deployment import DYNAMIC_INT8, FASHION, INT8, copy_demo_data, copy_store, minilm
 from e2e.graphs import CARRIER_WIDTH, write_carrier_model
 from e2e.server_process import wait_until
 from e2e.torchserve.archives import archive
@@ -91,7 +91,7 @@ def archive_carrier(folder: Path, *, python: Path, store: Path) -> None:
     np.savez(folder / "samples.npz", id=numbers, x=rows.astype(np.float32))
     said = {
         "store": {"path": str(store)},
-        "profiles": {"int8": {"passes": [{"quantize": {"scheme": "dynamic"}}]}},
+        "profiles": {"int8": DYNAMIC_INT8},
         "tiers": ["dense", "int8"],
         "evaluation": {"file": "samples.npz"},
     }

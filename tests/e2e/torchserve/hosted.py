@@ -18,7 +18,7 @@ import pytest
 from e2e.server_process import PATIENCE_SECONDS, marked_environment, marked_processes, wait_until
 
 ROOT = Path(__file__).resolve().parents[3]
-START_SECONDS = 300.0
+START_SECONDS = 400.0
 PORTS = ("inference", "management", "metrics", "grpc", "grpc-management")
 _PYTHON_VARIABLE = "SERVEPRUNE_TORCHSERVE_PYTHON"
 

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from e2e.deployment import write_config
+from e2e.deployment import DYNAMIC_INT8, write_config
 from e2e.graphs import CARRIER_WIDTH, write_carrier_model
 from e2e.server_process import wait_until
 from e2e.torchserve.conftest import carrier_inputs
@@ -25,7 +25,7 @@ from serveprune.observability.metrics import METRICS
 MODEL = "carrier"
 TIERS = ("dense", "int8")
 WORKERS = 2
-READY_SECONDS = 120.0
+READY_SECONDS = 300.0
 _PAGE = re.compile(r"metrics of this worker at (http://\S+)")
 
 
@@ -44,7 +44,7 @@ def hosted(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Hosted]:
     np.savez(folder / "samples.npz", id=numbers, x=rows.astype(np.float32))
     config = write_config(
         folder,
-        profiles={"int8": {"passes": [{"quantize": {"scheme": "dynamic"}}]}},
+        profiles={"int8": DYNAMIC_INT8},
         models={
             MODEL: {
                 "source": {"onnx": f"{MODEL}.onnx"},

@@ -20,7 +20,7 @@ import psutil
 from e2e.server_process import PATIENCE_SECONDS, is_alive, marked_environment, marked_processes, wait_until
 
 ROOT = Path(__file__).resolve().parents[3]
-START_SECONDS = 150.0
+START_SECONDS = 400.0
 _PYTHON_VARIABLE = "SERVEPRUNE_TORCHSERVE_PYTHON"
 _BUILD = "serveprune.compression.worker"
 
@@ -199,7 +199,7 @@ class TorchServeProcess:
                 process.send_signal(signal.SIGTERM)
         try:
             self.process.wait(PATIENCE_SECONDS)
-            wait_until(lambda: not marked_processes(self.folder), what="all its processes are gone", seconds=30)
+            wait_until(lambda: not marked_processes(self.folder), what="all its processes are gone", seconds=60)
         finally:
             for process in self._processes():
                 process.kill()
