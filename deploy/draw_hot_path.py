@@ -54,7 +54,7 @@ RULES: Sequence[tuple[str, str]] = (
     (r"\(prometheus_client/", "count, complete"),
     (r"DataPlane\._queue\b", "queue, hand over"),
     (r"\(serveprune/(serving|routing)/", "admit, route, check"),
-    (r"\(serveprune/frontends/(http/(completions|direct_exchange)|grpc/direct_calls)", "connection, parsing"),
+    (r"\(serveprune/frontends/(http/(completions|direct_exchange)|grpc/direct_calls?)", "connection, parsing"),
     (r"\(serveprune/frontends/http/(connection|direct_inference|deadline|reply)", "connection, parsing"),
     (r"\(grpc/", "connection, parsing"),
     # What is left of its thread is the event loop's own.

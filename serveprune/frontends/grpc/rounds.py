@@ -17,7 +17,7 @@ from serveprune.frontends.grpc.runtime import Server
 _LOOK_SECONDS = 1.0
 """How often the loop looks whether the server still exists."""
 _MOST_EVENTS = 256
-"""That a round is held open for; each call is three or four."""
+"""That a round is held open for; each call is three, or four if it outlasts its round."""
 
 _NAMES = (
     "_ServerStage",
