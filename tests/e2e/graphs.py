@@ -67,7 +67,7 @@ def write_large_model(file: Path) -> None:
 
 
 def slow_inputs(steps: int) -> dict[str, Array]:
-    """Return what the slow model takes; a step is some ten microseconds."""
+    """Return what the slow model takes; a step is some four microseconds."""
     return {"steps": np.array([steps], dtype=np.int64), "x": np.ones((1, SLOW_WIDTH), dtype=np.float32)}
 
 

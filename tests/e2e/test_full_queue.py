@@ -13,8 +13,8 @@ from e2e.deployment import write_slow
 from e2e.graphs import slow_inputs
 from e2e.server_process import ServerProcess, wait_until
 
-LONG = 3_000_000
-"""Steps of some ten microseconds: far more than the test waits for."""
+LONG = 200_000_000
+"""Steps of some four microseconds: far more than the test waits for."""
 
 
 @pytest.fixture

@@ -79,9 +79,9 @@ def test_every_request_in_flight_is_answered_when_a_signal_comes(
 
         for index in range(count):
             if index % 2:
-                over_http.append(threads.submit(ask_slow, own_pair, 40 * STEPS_OF_A_MOMENT))
+                over_http.append(threads.submit(ask_slow, own_pair, 100 * STEPS_OF_A_MOMENT))
             else:
-                over_grpc.append(threads.submit(call_grpc, 40 * STEPS_OF_A_MOMENT))
+                over_grpc.append(threads.submit(call_grpc, 100 * STEPS_OF_A_MOMENT))
         wait_until(
             lambda: own_pair.metric("serveprune_requests_in_flight") >= count - 4, what="most requests are in flight"
         )

@@ -57,12 +57,12 @@ def wait_in_flight(server: ServerProcess, count: int) -> None:
 def test_every_request_in_flight_is_answered_when_a_signal_comes(
     slow_server: ServerProcess, number: signal.Signals
 ) -> None:
-    # The first two hold both executors for a while, so that all others are in flight too when the signal comes.
+    # The first two hold both executors for seconds, so that all others are in flight too when the signal comes.
     with ThreadPoolExecutor(IN_FLIGHT) as threads:
         over_http: list[Future[httpx.Response]] = []
         over_grpc: list[Future[bytes]] = []
         for index in range(IN_FLIGHT):
-            steps = 25 * STEPS_OF_A_MOMENT if index < 2 else STEPS_OF_A_MOMENT
+            steps = 750 * STEPS_OF_A_MOMENT if index < 2 else STEPS_OF_A_MOMENT
             if index % 2:
                 over_http.append(threads.submit(ask_http, slow_server, steps))
             else:

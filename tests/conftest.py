@@ -1,0 +1,19 @@
+from pathlib import Path
+
+import pytest
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Keep together, where several processes share the work, the tests of a file and all that use the demo.
+
+    What the tests of a file share is then made once, and so is the demo, whose build takes minutes.
+    """
+    for item in items:
+        names = getattr(item, "fixturenames", ())
+        item.add_marker(pytest.mark.xdist_group("demo" if "demo" in names else group_of(item.path)))
+
+
+def group_of(file: Path) -> str:
+    folder = file.parent
+    # A folder beside those for all of e2e has a server of its own.
+    return str(folder if folder.parent.name == "e2e" else file)
