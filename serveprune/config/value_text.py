@@ -13,6 +13,8 @@ from serveprune.config.duration import duration_text
 from serveprune.config.server import Address
 
 _LONGEST_SHOWN = 80
+_LONGEST_SECTION = 400
+"""Of what comes or goes as a whole, such as a canary with its steps and guards."""
 _SHOWN_BEFORE_A_DIFFERENCE = 20
 _SIZES = tuple(
     (base**power, f"{letter}{'i' if base == 1024 else ''}B")
@@ -50,12 +52,14 @@ def plain_value(value: Any) -> Any:
 
 
 def value_text(value: Any) -> str:
-    """Return a value on one line of at most 80 characters, much as a file would say it."""
-    return _cut_end(_whole_text(value))
+    """Return a value on one line of at most 400 characters, much as a file would say it."""
+    return _cut_end(_whole_text(value), longest=_LONGEST_SECTION)
 
 
 def changed_texts(old: Any, new: Any) -> tuple[str, str]:
-    """Return two values as `value_text` does, but so that long ones show where they begin to differ."""
+    """Return two values as `value_text` does, but in 80 characters, so that long ones show where they begin to differ."""
+    if old is None or new is None:
+        return value_text(old), value_text(new)
     texts = _whole_text(old), _whole_text(new)
     if max(map(len, texts)) > _LONGEST_SHOWN:
         same = sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(*texts, strict=False)))
@@ -95,5 +99,5 @@ def _size_text(size_bytes: int) -> str:
     return f"{size_bytes}"
 
 
-def _cut_end(text: str) -> str:
-    return text if len(text) <= _LONGEST_SHOWN else text[: _LONGEST_SHOWN - len(_CUT)] + _CUT
+def _cut_end(text: str, *, longest: int = _LONGEST_SHOWN) -> str:
+    return text if len(text) <= longest else text[: longest - len(_CUT)] + _CUT

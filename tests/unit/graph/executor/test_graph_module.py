@@ -266,7 +266,7 @@ def test_roundings_take_the_place_of_inputs_weights_and_values_and_leave_paramet
 @pytest.mark.parametrize(
     "wrong",
     [{"values": ("nothing",)}, {"scales": {"nothing": torch.ones(1)}}, {"roundings": {"nothing": torch.round}}],
-    ids=str,
+    ids=lambda wrong: next(iter(wrong)),
 )
 def test_forward_is_refused_when_a_value_is_unknown(wrong: dict[str, object]) -> None:
     with pytest.raises(InvalidArgument, match="it has no nothing"):
