@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol
 
 from serveprune.config.model import DENSE, ModelEntry
+from serveprune.config.problem import suggestion
 from serveprune.config.root import ServePruneConfig
 from serveprune.errors import ConfigError, FailedPrecondition, Internal, NotFound, ServePruneError, Unavailable
 from serveprune.preflight import check_datasets, check_packages
@@ -89,6 +90,7 @@ class ModelRepository:
         if self._settings.mode == "poll":
             for problem in self._read_first(self._whole()):
                 _log.error("model repository: %s", problem)
+        self._warn_of_absent()
 
     def _read_first(self, names: Iterable[str]) -> list[str]:
         """Read what is served from the start, and return what is wrong with it."""
@@ -164,6 +166,7 @@ class ModelRepository:
                 raise
             # What could not be loaded may go with this file.
             self._failures.clear()
+        self._warn_of_absent()
 
     def load(self, name: str) -> "Future[None]":
         """See `LoadableModels.load`."""
@@ -344,6 +347,20 @@ class ModelRepository:
                 f"models are {done} by request only with repository.mode explicit; with {self._settings.mode} what is "
                 "in the folder is served"
             )
+
+    def _warn_of_absent(self) -> None:
+        """Tell of deployments of models that are nowhere: the folder may have them later, or a name is misspelt."""
+        try:
+            known = {*self._file.models, *self.folder.names()}
+        except FailedPrecondition:
+            return  # told elsewhere
+        for name in self._file.deployments:
+            if name not in known:
+                _log.warning(
+                    "deployments.%s: neither the config file nor the model repository has a model of this name%s",
+                    name,
+                    suggestion(name, known),
+                )
 
     def _judge_name(self, name: str, file: ServePruneConfig) -> None:
         if name in file.models:

@@ -284,6 +284,16 @@ def test_changed_file_is_served_beside_what_is_loaded_unless_they_clash(made: Re
         made.repository.apply(made.config(deployments={"m": {"default_tier": "int8"}}, repository=settings))
 
 
+def test_deployment_of_a_model_that_is_nowhere_is_told(made: Repository, caplog: pytest.LogCaptureFixture) -> None:
+    made.write("minilm")
+    deployments = {name: {"default_tier": "dense"} for name in ("fixed", "minilm", "minlm")}
+    made.repository.apply(made.config(deployments=deployments, repository=made.repository.settings))
+    assert caplog.messages == [
+        "deployments.minlm: neither the config file nor the model repository has a model of this name; did you mean "
+        "`minilm`?"
+    ]
+
+
 def test_models_of_the_start_are_served_from_the_start_or_the_start_is_refused(made: Repository) -> None:
     made.write("m")
     first = made.made(load_at_start=["m"])
