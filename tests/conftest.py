@@ -17,4 +17,4 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 def group_of(file: Path) -> str:
     folder = file.parent
     # A folder beside those for all of e2e has a server of its own.
-    return str(folder if folder.parent.name == "e2e" else file)
+    return str((folder if folder.parent.name == "e2e" else file).relative_to(Path(__file__).parent))
