@@ -8,6 +8,7 @@ from serveprune.config.model import ModelConfig
 from serveprune.config.root import ServePruneConfig
 from serveprune.errors import ConfigError, InvalidArgument, NotFound
 from serveprune.handlers.torchserve.archiving.archive import Frontend, write_archive
+from serveprune.handlers.torchserve.archiving.content import of_the_store
 from serveprune.preflight import check_datasets, check_packages
 
 
@@ -29,6 +30,12 @@ def package(
     response_timeout_seconds: Annotated[
         int, typer.Option(min=1, help="TorchServe kills a worker that takes longer for a batch.")
     ] = 120,
+    by_reference: Annotated[
+        bool,
+        typer.Option(
+            "--by-reference", help="Leave the model's own files out: its graph is taken from the artifact store."
+        ),
+    ] = False,
     force: Annotated[bool, typer.Option("--force", help="Replace an archive of that name.")] = False,
 ) -> None:
     """Write an archive for TorchServe: a model with its files, its tiers and where their artifacts are."""
@@ -41,6 +48,8 @@ def package(
         max_batch_delay_ms=max_batch_delay_ms,
         response_timeout_seconds=response_timeout_seconds,
     )
+    if by_reference:
+        chosen = of_the_store(loaded, chosen, name=name)
     archive = write_archive(loaded, chosen, name=name, out=out, frontend=frontend, replace=force)
     typer.echo(f"{archive}: {name} {chosen.version}, tiers {', '.join(chosen.tiers)}; artifacts in {loaded.store.path}")
 

@@ -12,6 +12,7 @@ from threading import Event
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from serveprune.artifacts.builder import ArtifactBuilder, BuildOutcome, BuildProgress, BuildRequest, BuildResult
+from serveprune.artifacts.dense import dense_of
 from serveprune.artifacts.environment import environment
 from serveprune.artifacts.file_lock import FileLock
 from serveprune.artifacts.key import artifact_key, source_recipe, tier_packages, tier_recipe
@@ -68,6 +69,7 @@ class SingleFlightBuilder:
             lock = self._store.try_flight(f"build-{key}")
             has_waited = lock is None
             if has_waited:
+                _log.info("%s %s: waiting for another process that builds it", request.model_name, request.tier)
                 on_progress(_WAITING)
             while lock is None:
                 if cancelled.wait(_POLL_SECONDS):
@@ -82,11 +84,12 @@ class SingleFlightBuilder:
 
     def _key(self, request: BuildRequest) -> str:
         """Return what tells the artifact from all others before it is there."""
-        source = source_recipe(request.model)
         if request.profile is None:
-            return artifact_key(source, environment())
-        # The dense graph's key is what its import gives, so the source stands for it.
-        recipe = tier_recipe(source, request.model, request.profile, threads=self._threads_of_serving)
+            return artifact_key(source_recipe(request.model), environment())
+        dense = dense_of(self._store, request.model)
+        # The key of a graph that is still to be imported is not known: its source stands for it.
+        base = dense.key if dense is not None else source_recipe(request.model)
+        recipe = tier_recipe(base, request.model, request.profile, threads=self._threads_of_serving)
         return artifact_key(recipe, environment(tier_packages(request.model, request.profile)))
 
     def _ended(self, request: BuildRequest, lock: FileLock, *, has_waited: bool) -> BuildResult | None:
@@ -101,7 +104,7 @@ class SingleFlightBuilder:
 
     def _found(self, request: BuildRequest) -> Artifact | None:
         try:
-            dense = self._store.find_dense(source_recipe(request.model))
+            dense = dense_of(self._store, request.model)
             if dense is None or request.profile is None:
                 return dense
             recipe = tier_recipe(dense.key, request.model, request.profile, threads=self._threads_of_serving)

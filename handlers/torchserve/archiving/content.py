@@ -6,9 +6,12 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from serveprune.artifacts.code_content import imported_files, is_installed, module_file
+from serveprune.artifacts.dense import dense_of
 from serveprune.artifacts.source_content import dataset_content, preprocessing_content, source_content
+from serveprune.artifacts.store import ArtifactStore
 from serveprune.config.model import (
     DENSE,
+    ArtifactSource,
     DatasetConfig,
     ExportedProgramSource,
     HuggingFaceSource,
@@ -27,6 +30,23 @@ FILES = "model-files"
 
 _NOT_OF_A_PACKAGE = shutil.ignore_patterns(".*", "__pycache__")
 _OF_EXECUTION = frozenset({"executors", "threads_per_executor"})
+
+
+def of_the_store(config: ServePruneConfig, model: ModelConfig, *, name: str) -> ModelConfig:
+    """Return the same model with its graph in the artifact store as the source, so that no other file of it is needed.
+
+    Raises:
+        FailedPrecondition: The store does not have it.
+    """
+    store = ArtifactStore(config.store.path, max_bytes=config.store.max_bytes)
+    dense = dense_of(store, model, any_environment=True)
+    if dense is None:
+        raise FailedPrecondition(
+            f"--by-reference: expected model {name} in the store {config.store.path}, got nothing; `serveprune "
+            "compress` or `serveprune serve` imports it"
+        )
+    source = ArtifactSource(artifact=dense.key, task=getattr(model.source, "task", None))
+    return model.model_copy(update={"source": source})
 
 
 def lay_out(config: ServePruneConfig, model: ModelConfig, *, name: str, folder: Path) -> dict[str, Any]:
@@ -103,6 +123,8 @@ def _source(source: Source, copies: _Copies) -> dict[str, str]:
             return {} if weights is None else {"weights": copies.file(weights, f"{place}/{weights.name}")}
         case ExportedProgramSource():
             return {"pt2": copies.file(source.pt2, f"{place}/{source.pt2.name}")}
+        case ArtifactSource():
+            return {}
 
 
 def _code(module: str, copies: _Copies) -> None:
