@@ -1,7 +1,6 @@
 """What goes into an archive: the files that a model is made of, and how `model-config.yaml` names them."""
 
 import shutil
-from collections.abc import Mapping
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -9,6 +8,7 @@ from serveprune.artifacts.code_content import imported_files, is_installed, modu
 from serveprune.artifacts.dense import dense_of
 from serveprune.artifacts.source_content import dataset_content, preprocessing_content, source_content
 from serveprune.artifacts.store import ArtifactStore
+from serveprune.config.expansion import escaped
 from serveprune.config.model import (
     DENSE,
     ArtifactSource,
@@ -69,11 +69,11 @@ def lay_out(config: ServePruneConfig, model: ModelConfig, *, name: str, folder: 
         section = {**_entry(model, copies), **_beside(config, model, copies, name=name)}
     except OSError as error:
         raise FailedPrecondition(f"model {name}: its files cannot be copied: {error}") from error
-    escaped: dict[str, Any] = _escaped(section)
-    packed = config_of(escaped, model=name, version=model.version, folder=folder).model(name)
+    packed = config_of(section, model=name, version=model.version, folder=folder).model(name)
     if _content(packed) != _content(model):
         raise FailedPrecondition(f"model {name}: its files changed while they were copied; try again")
-    return escaped
+    # Whoever reads the file replaces variables of the environment, which has been done.
+    return {key: escaped(value) for key, value in section.items()}
 
 
 class _Copies:
@@ -180,15 +180,6 @@ def _profile(profile: ProfileConfig, copies: _Copies, *, tier: str) -> dict[str,
 def _said(config: Any) -> dict[str, Any]:
     said: dict[str, Any] = config.model_dump(mode="json", exclude_unset=True, exclude_none=True)
     return said
-
-
-def _escaped(value: Any) -> Any:
-    """Return the same for a reader that replaces variables of the environment, which has been done."""
-    if isinstance(value, str):
-        return value.replace("${", "$${")
-    if isinstance(value, Mapping):
-        return {key: _escaped(each) for key, each in value.items()}
-    return [_escaped(each) for each in value] if isinstance(value, list) else value
 
 
 def _content(model: ModelConfig) -> list[dict[str, Any] | None]:

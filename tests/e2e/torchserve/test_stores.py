@@ -34,7 +34,9 @@ def test_store_that_torchserve_filled_is_served_by_the_other_server_and_by_archi
     package(config, "fashion")
     with HostedTorchServe(tmp_path) as hosted:
         hosted.wait_ready()
-        wait_until(lambda: _served_tier(hosted, tmp_path) == "int8", what="the worker has built the tier")
+        wait_until(
+            lambda: _served_tier(hosted, "fashion", inputs_of(tmp_path)) == "int8", what="the worker has built the tier"
+        )
         expected = hosted.ask("fashion", tier="int8", json=inputs_of(tmp_path)).json()["logits"]
     stored = manifests(tmp_path / "store")
     assert sorted(name for name, _ in stored.values()) == ["fashion@dense", "fashion@int8"]
@@ -53,13 +55,18 @@ def test_store_that_torchserve_filled_is_served_by_the_other_server_and_by_archi
     with zipfile.ZipFile(tmp_path / "models" / "fashion.mar") as archive:
         assert [name for name in archive.namelist() if name.endswith(".onnx")] == []
     (tmp_path / "fashion.onnx").unlink()
+    log = tmp_path / "ran" / "logs" / "workers.log"
+    written_before = log.stat().st_size
     with HostedTorchServe(tmp_path) as hosted:
         hosted.wait_ready()
-        wait_until(lambda: _served_tier(hosted, tmp_path) == "int8", what="the worker has found the tier")
+        wait_until(
+            lambda: _served_tier(hosted, "fashion", inputs_of(tmp_path)) == "int8", what="the worker has found the tier"
+        )
         again = hosted.ask("fashion", tier="int8", json=inputs_of(tmp_path)).json()["logits"]
         np.testing.assert_allclose(again, expected, rtol=1e-4, atol=1e-5)
-        workers_log = (tmp_path / "ran" / "logs" / "workers.log").read_text(encoding="utf-8")
-    assert "building" not in workers_log
+        written = log.read_bytes()[written_before:]
+    assert b"fashion int8: ready" in written
+    assert b"building" not in written
     assert manifests(tmp_path / "store") == stored
 
 
@@ -68,8 +75,10 @@ def test_folder_of_hugging_face_is_served_from_the_store_alone(demo_of_minilm: P
     stored = manifests(demo_of_minilm.parent / "store")
     with HostedTorchServe(demo_of_minilm.parent) as hosted:
         hosted.wait_ready()
+        text = {"text": "a gripping film"}
+        wait_until(lambda: _served_tier(hosted, "minilm", text) == "int8", what="the worker has found the tier")
         for tier in ("dense", "int8"):
-            answer = hosted.ask("minilm", tier=tier, json={"text": "a gripping film", "strict_tier": True})
+            answer = hosted.ask("minilm", tier=tier, json={**text, "strict_tier": True})
             assert answer.status_code == 200, answer.text
             (vectors,) = answer.json().values()
             assert np.linalg.norm(vectors) == pytest.approx(1.0, abs=1e-3)
@@ -113,7 +122,7 @@ def _request(folder: Path) -> dict[str, Any]:
     }
 
 
-def _served_tier(hosted: HostedTorchServe, folder: Path) -> str:
-    answer = hosted.ask("fashion", tier="int8", json=inputs_of(folder))
+def _served_tier(hosted: HostedTorchServe, model: str, inputs: dict[str, Any]) -> str:
+    answer = hosted.ask(model, tier="int8", json=inputs)
     assert answer.status_code == 200, answer.text
     return answer.headers["x-compression-tier"]

@@ -113,7 +113,7 @@ def pipe(root: Path) -> None:
 
 
 def artifact(root: Path) -> None:
-    put(root, "m/serveprune.yaml", text=f"source: {{artifact: {'0' * 64}}}")
+    put(root, "m/serveprune.yaml", text=f"source: {{artifact: {'a' * 64}}}")
 
 
 REFUSED: dict[str, tuple[Callable[[Path], object], str]] = {

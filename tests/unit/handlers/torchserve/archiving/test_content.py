@@ -15,7 +15,7 @@ from serveprune.config.loading import load_config_content
 from serveprune.config.root import ServePruneConfig
 from serveprune.errors import FailedPrecondition
 from serveprune.handlers.torchserve.archiving.content import lay_out, of_the_store
-from serveprune.handlers.torchserve.settings import config_of
+from serveprune.handlers.torchserve.settings import config_of, settings_of
 from serveprune.server import artifact_builder
 
 PROFILES = {
@@ -32,8 +32,10 @@ def _config(folder: Path, **document: Any) -> ServePruneConfig:
 def _laid_out(config: ServePruneConfig, folder: Path) -> tuple[dict[str, Any], ServePruneConfig]:
     """Lay out the only model, through a file as TorchServe would read it."""
     folder.mkdir()
-    section = json.loads(json.dumps(lay_out(config, config.model("m"), name="m", folder=folder)))
-    return section, config_of(section, model="m", version=config.model("m").version, folder=folder)
+    section = lay_out(config, config.model("m"), name="m", folder=folder)
+    (folder.parent / "settings.yaml").write_text(json.dumps({"handler": {"serveprune": section}}))
+    said = settings_of(folder.parent, config_file="settings.yaml")
+    return section, config_of(said, model="m", version=config.model("m").version, folder=folder)
 
 
 def _expect_same_recipes(ours: ServePruneConfig, theirs: ServePruneConfig) -> None:
