@@ -3,6 +3,7 @@ from typing import Annotated
 
 import typer
 
+from serveprune.cli.torchserve_options import address_of, size_of
 from serveprune.config.loading import load_config
 from serveprune.config.model import ModelConfig
 from serveprune.config.root import ServePruneConfig
@@ -30,6 +31,14 @@ def package(
     response_timeout_seconds: Annotated[
         int, typer.Option(min=1, help="TorchServe kills a worker that takes longer for a batch.")
     ] = 120,
+    max_response_bytes: Annotated[
+        str | None,
+        typer.Option(help="Largest answer, if your TorchServe's max_response_size is another than its default."),
+    ] = None,
+    metrics_page: Annotated[
+        str | None,
+        typer.Option(help="host:port of the first worker's page with all our metrics; others follow. Default: none."),
+    ] = None,
     by_reference: Annotated[
         bool,
         typer.Option(
@@ -50,7 +59,12 @@ def package(
     )
     if by_reference:
         chosen = of_the_store(loaded, chosen, name=name)
-    archive = write_archive(loaded, chosen, name=name, out=out, frontend=frontend, replace=force)
+    handler: dict[str, int | str] = {}
+    if max_response_bytes is not None:
+        handler["max_response_bytes"] = size_of(max_response_bytes, option="max_response_bytes")
+    if metrics_page is not None:
+        handler["metrics"] = str(address_of(metrics_page, option="metrics_page"))
+    archive = write_archive(loaded, chosen, name=name, out=out, frontend=frontend, handler=handler, replace=force)
     typer.echo(f"{archive}: {name} {chosen.version}, tiers {', '.join(chosen.tiers)}; artifacts in {loaded.store.path}")
 
 
