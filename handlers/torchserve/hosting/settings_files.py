@@ -105,8 +105,16 @@ LOG_SETTINGS = """\
     <Logger name="ACCESS_LOG" level="off" additivity="false"/>
     <Logger name="TS_METRICS" level="off" additivity="false"/>
     <Logger name="MODEL_METRICS" level="off" additivity="false"/>
-    <Logger name="MODEL_LOG" level="info" additivity="false"><AppenderRef ref="workers"/></Logger>
+    <Logger name="MODEL_LOG" level="info" additivity="false">
+      <RegexFilter regex=".*Backend received inference at.*" onMatch="DENY" onMismatch="NEUTRAL"/>
+      <AppenderRef ref="workers"/>
+    </Logger>
     <Logger name="org.pytorch.serve" level="info"/>
+    <Logger name="org.pytorch.serve.wlm.BatchAggregator" level="warn"/>
+    <Logger name="org.pytorch.serve.wlm.WorkerThread" level="info">
+      <RegexFilter regex="(Looping backend response|Backend response time).*" useRawMsg="true" onMatch="DENY"
+        onMismatch="NEUTRAL"/>
+    </Logger>
     <Logger name="org.pytorch.serve.wlm.WorkerLifeCycle" level="warn"/>
     <Logger name="io.netty" level="error"/>
     <Root level="warn"><AppenderRef ref="server"/></Root>

@@ -35,6 +35,13 @@ def stream(server: TorchServeProcess, model: str, entries: Mapping[str, bytes]) 
     return [_prediction(answer) for answer in answers]
 
 
+def stream_both_ways(server: TorchServeProcess, model: str, entries: Mapping[str, bytes], *, sequence: str = "") -> Any:
+    """Call `StreamPredictions2` over gRPC with one request; return all that comes."""
+    request = _request(model, entries) + (_field(4, sequence.encode()) if sequence else b"")
+    call = server.channel.stream_stream(f"{_SERVICE}/StreamPredictions2")
+    return list(call(iter([request]), timeout=60))
+
+
 def _request(model: str, entries: Mapping[str, bytes]) -> bytes:
     """Return a `PredictionsRequest {string model_name = 1; map<string, bytes> input = 3;}`."""
     written = [_field(3, _field(1, name.encode()) + _field(2, value)) for name, value in entries.items()]
