@@ -1,4 +1,5 @@
 import re
+import stat
 import tempfile
 import time
 from collections.abc import Iterator
@@ -81,7 +82,7 @@ def run(
         "grpc_management": grpc_management,
     }
     addresses = Addresses(**{name: address_of(text, option=name) for name, text in named.items()})
-    with interruption() as interrupted, _folder(folder) as place:
+    with interruption() as interrupted, _folder(folder, holds_tokens=token_auth) as place:
         metrics_file = metrics_config or place / "metrics.yaml"
         if metrics_config is None:
             write_metrics_file(metrics_file)
@@ -200,8 +201,8 @@ def _properties(texts: list[str]) -> dict[str, str]:
 
 
 @contextmanager
-def _folder(given: Path | None) -> Iterator[Path]:
-    """Give a folder that nobody else may read: it will hold tokens."""
+def _folder(given: Path | None, *, holds_tokens: bool) -> Iterator[Path]:
+    """Give a folder that nobody else may read if it will hold tokens."""
     if given is None:
         with tempfile.TemporaryDirectory(prefix="serveprune-torchserve-", ignore_cleanup_errors=True) as temporary:
             yield Path(temporary)
@@ -210,4 +211,10 @@ def _folder(given: Path | None) -> Iterator[Path]:
         given.mkdir(mode=0o700, parents=True, exist_ok=True)
     except OSError as error:
         raise FailedPrecondition(f"--folder {given}: cannot be made: {error.strerror}") from error
+    mode = stat.S_IMODE(given.stat().st_mode)
+    if holds_tokens and mode & 0o077:
+        raise FailedPrecondition(
+            f"--folder {given}: expected a folder that is closed to all but its owner, for it will hold tokens, got mode "
+            f"{mode:o}; chmod 700, or name one that does not exist yet"
+        )
     yield given.absolute()

@@ -62,3 +62,15 @@ def test_option_that_is_wrong_is_told(tmp_path: Path, options: list[str], expect
     error = _error("--model-store", str(tmp_path), "--metrics-config", str(metrics), *ports, *options)
     assert isinstance(error, InvalidArgument)
     assert error.message.startswith(expected)
+
+
+def test_folder_that_others_may_read_is_refused_for_tokens(tmp_path: Path) -> None:
+    with zipfile.ZipFile(tmp_path / "a.mar", "w"):
+        pass
+    folder = tmp_path / "open"
+    folder.mkdir()
+    folder.chmod(0o755)
+    error = _error("--model-store", str(tmp_path), "--folder", str(folder))
+    assert isinstance(error, FailedPrecondition)
+    assert error.message.startswith(f"--folder {folder}: expected a folder that is closed to all but its owner")
+    assert "got mode 755" in error.message
