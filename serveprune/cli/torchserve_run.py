@@ -214,7 +214,7 @@ def _folder(given: Path | None, *, holds_tokens: bool) -> Iterator[Path]:
     mode = stat.S_IMODE(given.stat().st_mode)
     if holds_tokens and mode & 0o077:
         raise FailedPrecondition(
-            f"--folder {given}: expected a folder that is closed to all but its owner, for it will hold tokens, got mode "
-            f"{mode:o}; chmod 700, or name one that does not exist yet"
+            f"--folder {given}: expected a folder that is closed to all but its owner, for it will hold tokens, got "
+            f"mode {mode:o}; chmod 700, or name one that does not exist yet"
         )
     yield given.absolute()
