@@ -368,8 +368,15 @@ def artifact_builder(config: ServePruneConfig) -> ArtifactBuilder:
         return ServingOnlyBuilder()
     # Imported here because a serving-only image may leave the package out.
     from serveprune.compression.child import SubprocessBuilder
+    from serveprune.compression.single_flight_builder import SingleFlightBuilder
 
-    return SubprocessBuilder(config.store, config.builds, threads_of_serving=config.server.threads_per_executor)
+    threads = config.server.threads_per_executor
+    return SingleFlightBuilder(
+        SubprocessBuilder(config.store, config.builds, threads_of_serving=threads),
+        config.store,
+        config.builds,
+        threads_of_serving=threads,
+    )
 
 
 class ReloadSignal:

@@ -15,7 +15,7 @@ from serveprune.frontends.http.errors import headers_of, status_of
 from serveprune.handlers.torchserve.own_page import open_page
 from serveprune.handlers.torchserve.replies import JSON, encode_description, encode_error, encode_reply, header_text
 from serveprune.handlers.torchserve.rows import Form, decode_row
-from serveprune.handlers.torchserve.settings import SECTION, config_of, max_response_bytes, metrics_address
+from serveprune.handlers.torchserve.settings import config_of, max_response_bytes, metrics_address, settings_of
 from serveprune.handlers.torchserve.teller import Teller, declared_metrics, worker_name
 from serveprune.models.variant import Variant, VariantState
 from serveprune.oip.answer import Answer
@@ -60,12 +60,13 @@ class TierHandler:
         # The worker's own decoder takes NaN for JSON, and halves of surrogate pairs for text.
         os.environ[_DECODING] = "false"
         model = context.manifest["model"]
-        said: Any = ((context.model_yaml_config or {}).get("handler") or {}).get(SECTION)
+        folder = Path(context.system_properties["model_dir"])
+        said: Any = settings_of(folder, config_file=model.get("configFile"))
         config = config_of(
             said,
             model=context.model_name,
             version=str(model.get("modelVersion", "1")),
-            folder=Path(context.system_properties["model_dir"]),
+            folder=folder,
             serialized_file=model.get("serializedFile"),
         )
         self._max_response_bytes = max_response_bytes(said)

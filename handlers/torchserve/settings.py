@@ -1,16 +1,17 @@
 """From the `model-config.yaml` of an archive to the config of a server with one model."""
 
+import json
 import os
 import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import yaml
-
+from serveprune.config.document import parse_document
+from serveprune.config.expansion import escaped
 from serveprune.config.loading import load_config_content
 from serveprune.config.root import ServePruneConfig
-from serveprune.config.server import Address, parse_address
+from serveprune.config.server import Address, parse_address, parse_size
 from serveprune.errors import ConfigError
 
 SECTION = "serveprune"
@@ -22,10 +23,15 @@ STORE_VARIABLE = "SERVEPRUNE_STORE"
 METRICS_VARIABLE = "SERVEPRUNE_METRICS"
 """Likewise, of the address of the page with metrics."""
 
+RESPONSE_LIMIT_VARIABLE = "SERVEPRUNE_MAX_RESPONSE_BYTES"
+"""Likewise, of what TorchServe takes as an answer: where both are named, the smaller one counts."""
+
+DEFAULT_MESSAGE_BYTES = 6_553_500
+"""Of TorchServe's own `max_request_size` and `max_response_size`, of which nobody tells a worker."""
+
+_HANDLER = "handler"
 _METRICS = "metrics"
 _RESPONSE_LIMIT = "max_response_bytes"
-_DEFAULT_RESPONSE_BYTES = 6_553_500
-"""Of TorchServe's own `max_response_size`, of which nobody tells a worker."""
 _FILE = "model-config.yaml"
 _LINE = re.compile(rf"{re.escape(_FILE)}:\d+: ")
 """Of another document than the user's."""
@@ -34,13 +40,41 @@ _OF_THE_HANDLER = (_RESPONSE_LIMIT, _METRICS)
 _SOURCE_OF_SUFFIX = {".onnx": "onnx", ".pt2": "pt2"}
 
 
+def settings_of(folder: Path, *, config_file: str | None) -> object:
+    """Return what `model-config.yaml` says under `handler.serveprune`, or ``None``.
+
+    It is read as `serveprune.yaml` is: TorchServe, whose reader is of YAML 1.1, takes `1e-3` for text, `off` for a
+    truth value and `12:30` for 750.
+
+    Args:
+        folder: Of the unpacked archive.
+        config_file: Name of the file in it, if it has one.
+
+    Raises:
+        ConfigError: It cannot be read; the message names each place.
+    """
+    if config_file is None:
+        return None
+    try:
+        text = (folder / config_file).read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError([f"{config_file}: cannot be read: {error}"]) from None
+    document = parse_document(text, environment=os.environ)
+    # What else is in it is not ours to judge.
+    ours = [each for each in document.problems if not each.path or each.path[:2] == (_HANDLER, SECTION)]
+    if ours:
+        raise ConfigError([each.text(Path(config_file)) for each in ours])
+    handler = document.data.get(_HANDLER) if isinstance(document.data, dict) else None
+    return handler.get(SECTION) if isinstance(handler, dict) else None
+
+
 def config_of(
     said: object, *, model: str, version: str, folder: Path, serialized_file: str | None = None
 ) -> ServePruneConfig:
     """Return what is to be served, in the form that serveprune's own server has it.
 
     Args:
-        said: What `model-config.yaml` says under `handler.serveprune`: the keys of a model as in `serveprune.yaml`, and
+        said: See `settings_of`: the keys of a model as in `serveprune.yaml`, and
             beside them `store`, `builds`, `server` (of which `executors` and `threads_per_executor` count), `profiles`,
             `deployment`, and those of the handler alone, `max_response_bytes` and `metrics`.
         model: Name it is registered under.
@@ -54,7 +88,7 @@ def config_of(
     if not isinstance(said, Mapping):
         got = "nothing" if said is None else type(said).__name__
         problem = f"expected a mapping with the keys of a model (source, tiers, ...), got {got}"
-        raise ConfigError([f"{_FILE}: handler.{SECTION}: {problem}"])
+        raise ConfigError([f"{_FILE}: {_HANDLER}.{SECTION}: {problem}"])
     entry = {key: value for key, value in said.items() if key not in (*_BESIDE_THE_MODEL, *_OF_THE_HANDLER)}
     beside = {key: value for key, value in said.items() if key in _BESIDE_THE_MODEL}
     if "source" not in entry and serialized_file is not None:
@@ -69,7 +103,8 @@ def config_of(
     if "deployment" in beside:
         document["deployments"] = {model: beside["deployment"]}
     try:
-        return load_config_content(yaml.safe_dump(document).encode(), name=_FILE, folder=folder)
+        # JSON is YAML, in which all text is in quotes.
+        return load_config_content(json.dumps(escaped(document)).encode(), name=_FILE, folder=folder)
     except ConfigError as error:
         raise ConfigError([_placed(problem, model=model) for problem in error.problems]) from None
 
@@ -83,11 +118,10 @@ def max_response_bytes(said: Mapping[str, Any]) -> int:
     Raises:
         ConfigError: It is no number of bytes.
     """
-    limit = said.get(_RESPONSE_LIMIT, _DEFAULT_RESPONSE_BYTES)
-    if type(limit) is not int or limit < 1:
-        problem = f"expected what config.properties says as max_response_size, a number of bytes, got {limit!r}"
-        raise ConfigError([f"{_FILE}: handler.{SECTION}.{_RESPONSE_LIMIT}: {problem}"])
-    return limit
+    place = f"{_FILE}: {_HANDLER}.{SECTION}.{_RESPONSE_LIMIT}"
+    named = {place: said.get(_RESPONSE_LIMIT), RESPONSE_LIMIT_VARIABLE: os.environ.get(RESPONSE_LIMIT_VARIABLE) or None}
+    limits = [_size(value, place=place) for place, value in named.items() if value is not None]
+    return min(limits, default=DEFAULT_MESSAGE_BYTES)
 
 
 def metrics_address(said: Mapping[str, Any]) -> Address | None:
@@ -100,7 +134,7 @@ def metrics_address(said: Mapping[str, Any]) -> Address | None:
         ConfigError: It is no address.
     """
     named = said.get(_METRICS)
-    place = f"{_FILE}: handler.{SECTION}.{_METRICS}"
+    place = f"{_FILE}: {_HANDLER}.{SECTION}.{_METRICS}"
     if named is None:
         named, place = os.environ.get(METRICS_VARIABLE) or None, METRICS_VARIABLE
     if named is None:
@@ -109,6 +143,13 @@ def metrics_address(said: Mapping[str, Any]) -> Address | None:
         return parse_address(named)
     except ValueError as error:
         raise ConfigError([f"{place}: {error}"]) from None
+
+
+def _size(value: object, *, place: str) -> int:
+    try:
+        return parse_size(value)
+    except ValueError as error:
+        raise ConfigError([f"{place}: what config.properties has as max_response_size: {error}"]) from None
 
 
 def _store(said: object) -> object:
@@ -126,4 +167,4 @@ def _placed(problem: str, *, model: str) -> str:
     for theirs, ours in ((f"models.{model}.", ""), (f"deployments.{model}", "deployment")):
         if place.startswith(theirs):
             place = ours + place.removeprefix(theirs)
-    return f"{_FILE}: handler.{SECTION}.{place}"
+    return f"{_FILE}: {_HANDLER}.{SECTION}.{place}"

@@ -73,6 +73,7 @@ class BuildResult:
         bad_input: The build failed because of what it was given, so a retry with the same input is useless.
         log: The child's full output, kept when the build failed.
         findings: JSON-ready, from a worker that was asked for an answer rather than for an artifact.
+        is_anothers: Another process made it, and counts it.
     """
 
     outcome: BuildOutcome
@@ -82,6 +83,7 @@ class BuildResult:
     bad_input: bool = False
     log: Path | None = None
     findings: Mapping[str, Any] | None = None
+    is_anothers: bool = False
 
 
 class ArtifactBuilder(Protocol):

@@ -32,13 +32,17 @@ class FileLock:
         return lock
 
     @classmethod
-    def try_exclusive(cls, path: Path) -> Self | None:
-        """Take the lock on an existing file if nobody else holds it, shared or exclusive; do not wait.
+    def try_exclusive(cls, path: Path, *, create: bool = False) -> Self | None:
+        """Take the lock if nobody else holds it, shared or exclusive; do not wait.
+
+        Args:
+            path: Of the lock's file.
+            create: Whether the file is made if there is none.
 
         Raises:
-            OSError: There is no such file.
+            OSError: There is no such file, or it cannot be made.
         """
-        return cls._take(path, create=False, operation=fcntl.LOCK_EX | fcntl.LOCK_NB)
+        return cls._take(path, create=create, operation=fcntl.LOCK_EX | fcntl.LOCK_NB)
 
     @classmethod
     def shared(cls, path: Path) -> Self:

@@ -12,6 +12,7 @@ from typing import Any
 from serveprune.artifacts.code_content import imported_files, module_file
 from serveprune.artifacts.digest import sha256_file, sha256_folder
 from serveprune.config.model import (
+    ArtifactSource,
     DatasetConfig,
     ExportedProgramSource,
     HuggingFaceSource,
@@ -55,6 +56,8 @@ def source_content(source: Source) -> dict[str, Any]:
             return options | {"weights": weights, "code": _module_content(source.torch.partition(":")[0])}
         case ExportedProgramSource():
             return {"pt2": file_content(source.pt2, role="source.pt2")}
+        case ArtifactSource():
+            return source.model_dump(mode="json")
 
 
 def preprocessing_content(preprocessing: Preprocessing | None) -> dict[str, Any] | None:

@@ -253,6 +253,13 @@ class ArtifactStore:
         """
         return single_flight(self._layout.lock(name))
 
+    def try_flight(self, name: str) -> FileLock | None:
+        """Enter a single flight (see `single_flight`) if nobody is in it; do not wait.
+
+        The lock's file is the holder's to write in, for whoever comes next.
+        """
+        return FileLock.try_exclusive(self._layout.lock(name), create=True)
+
     def lease(self, key: str) -> Lease:
         """Keep an artifact from being evicted, by any process, until the lease is released.
 

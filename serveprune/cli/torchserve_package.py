@@ -3,11 +3,13 @@ from typing import Annotated
 
 import typer
 
+from serveprune.cli.torchserve_options import address_of, size_of
 from serveprune.config.loading import load_config
 from serveprune.config.model import ModelConfig
 from serveprune.config.root import ServePruneConfig
 from serveprune.errors import ConfigError, InvalidArgument, NotFound
 from serveprune.handlers.torchserve.archiving.archive import Frontend, write_archive
+from serveprune.handlers.torchserve.archiving.content import of_the_store
 from serveprune.preflight import check_datasets, check_packages
 
 
@@ -29,6 +31,20 @@ def package(
     response_timeout_seconds: Annotated[
         int, typer.Option(min=1, help="TorchServe kills a worker that takes longer for a batch.")
     ] = 120,
+    max_response_bytes: Annotated[
+        str | None,
+        typer.Option(help="Largest answer, if your TorchServe's max_response_size is another than its default."),
+    ] = None,
+    metrics_page: Annotated[
+        str | None,
+        typer.Option(help="host:port of the first worker's page with all our metrics; others follow. Default: none."),
+    ] = None,
+    by_reference: Annotated[
+        bool,
+        typer.Option(
+            "--by-reference", help="Leave the model's own files out: its graph is taken from the artifact store."
+        ),
+    ] = False,
     force: Annotated[bool, typer.Option("--force", help="Replace an archive of that name.")] = False,
 ) -> None:
     """Write an archive for TorchServe: a model with its files, its tiers and where their artifacts are."""
@@ -41,7 +57,14 @@ def package(
         max_batch_delay_ms=max_batch_delay_ms,
         response_timeout_seconds=response_timeout_seconds,
     )
-    archive = write_archive(loaded, chosen, name=name, out=out, frontend=frontend, replace=force)
+    if by_reference:
+        chosen = of_the_store(loaded, chosen, name=name)
+    handler: dict[str, int | str] = {}
+    if max_response_bytes is not None:
+        handler["max_response_bytes"] = size_of(max_response_bytes, option="max_response_bytes")
+    if metrics_page is not None:
+        handler["metrics"] = str(address_of(metrics_page, option="metrics_page"))
+    archive = write_archive(loaded, chosen, name=name, out=out, frontend=frontend, handler=handler, replace=force)
     typer.echo(f"{archive}: {name} {chosen.version}, tiers {', '.join(chosen.tiers)}; artifacts in {loaded.store.path}")
 
 

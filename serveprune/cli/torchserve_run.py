@@ -1,3 +1,5 @@
+import re
+import stat
 import tempfile
 import time
 from collections.abc import Iterator
@@ -12,17 +14,20 @@ import typer
 from serveprune.cli.console import progress_console
 from serveprune.cli.endpoints_file import addresses_announced
 from serveprune.cli.interruption import interruption
-from serveprune.config.server import Address, parse_address
+from serveprune.cli.torchserve_options import address_of, size_of
 from serveprune.errors import DeadlineExceeded, FailedPrecondition, InvalidArgument, NotFound, Unavailable
 from serveprune.handlers.torchserve.hosting.addresses import Addresses
 from serveprune.handlers.torchserve.hosting.java_process import KEY_FILE, JavaProcess
 from serveprune.handlers.torchserve.hosting.readiness import Watch
 from serveprune.handlers.torchserve.hosting.settings_files import RunSettings
 from serveprune.handlers.torchserve.metrics_file import write_metrics_file
+from serveprune.handlers.torchserve.settings import DEFAULT_MESSAGE_BYTES
 
 _POLL_SECONDS = 0.25
 _EXIT_INTERRUPTED = 130
 _SUFFIX = ".mar"
+_PROPERTY = re.compile(r"(?P<name>[A-Za-z_][\w.]*)=(?P<value>.*)")
+_MESSAGE_BYTES = str(DEFAULT_MESSAGE_BYTES)
 
 
 def run(
@@ -44,6 +49,18 @@ def run(
     metrics_config: Annotated[
         Path | None, typer.Option(help="A metrics.yaml. Default: what `serveprune torchserve metrics` writes.")
     ] = None,
+    metrics_page: Annotated[
+        str | None,
+        typer.Option(help="host:port of the first worker's page with all our metrics; others follow. Default: none."),
+    ] = None,
+    max_request_bytes: Annotated[str, typer.Option(help="Largest request, such as 16MiB.")] = _MESSAGE_BYTES,
+    max_response_bytes: Annotated[str, typer.Option(help="Largest answer, such as 16MiB.")] = _MESSAGE_BYTES,
+    further: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--property", metavar="NAME=VALUE", help="A line more in config.properties, such as job_queue_size=500."
+        ),
+    ] = None,
     ready_seconds: Annotated[
         float, typer.Option(min=1, help="How long the workers may take to load their models.")
     ] = 900.0,
@@ -64,8 +81,8 @@ def run(
         "grpc": grpc,
         "grpc_management": grpc_management,
     }
-    addresses = Addresses(**{name: _address(text, name=name) for name, text in named.items()})
-    with interruption() as interrupted, _folder(folder) as place:
+    addresses = Addresses(**{name: address_of(text, option=name) for name, text in named.items()})
+    with interruption() as interrupted, _folder(folder, holds_tokens=token_auth) as place:
         metrics_file = metrics_config or place / "metrics.yaml"
         if metrics_config is None:
             write_metrics_file(metrics_file)
@@ -78,6 +95,10 @@ def run(
             token_auth=token_auth,
             model_api=model_api,
             metrics_file=metrics_file,
+            max_request_bytes=size_of(max_request_bytes, option="max_request_bytes"),
+            max_response_bytes=size_of(max_response_bytes, option="max_response_bytes"),
+            metrics_page=None if metrics_page is None else address_of(metrics_page, option="metrics_page"),
+            further=_properties(further or []),
         )
         process = JavaProcess(settings, folder=place)
         try:
@@ -169,16 +190,19 @@ def _models(store: Path, named: list[str] | None) -> tuple[str, ...]:
     return chosen
 
 
-def _address(text: str, *, name: str) -> Address:
-    try:
-        return parse_address(text)
-    except ValueError as error:
-        raise InvalidArgument(f"--{name.replace('_', '-')}: {error}") from None
+def _properties(texts: list[str]) -> dict[str, str]:
+    found: dict[str, str] = {}
+    for text in texts:
+        match = _PROPERTY.fullmatch(text)
+        if match is None or match["name"] in found:
+            raise InvalidArgument(f"--property: expected NAME=VALUE, and each name once, got {text!r}")
+        found[match["name"]] = match["value"]
+    return found
 
 
 @contextmanager
-def _folder(given: Path | None) -> Iterator[Path]:
-    """Give a folder that nobody else may read: it will hold tokens."""
+def _folder(given: Path | None, *, holds_tokens: bool) -> Iterator[Path]:
+    """Give a folder that nobody else may read if it will hold tokens."""
     if given is None:
         with tempfile.TemporaryDirectory(prefix="serveprune-torchserve-", ignore_cleanup_errors=True) as temporary:
             yield Path(temporary)
@@ -187,4 +211,10 @@ def _folder(given: Path | None) -> Iterator[Path]:
         given.mkdir(mode=0o700, parents=True, exist_ok=True)
     except OSError as error:
         raise FailedPrecondition(f"--folder {given}: cannot be made: {error.strerror}") from error
+    mode = stat.S_IMODE(given.stat().st_mode)
+    if holds_tokens and mode & 0o077:
+        raise FailedPrecondition(
+            f"--folder {given}: expected a folder that is closed to all but its owner, for it will hold tokens, got "
+            f"mode {mode:o}; chmod 700, or name one that does not exist yet"
+        )
     yield given.absolute()

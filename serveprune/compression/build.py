@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 
 from serveprune.artifacts.builder import BuildOutcome, BuildProgress, BuildRequest, BuildResult
+from serveprune.artifacts.dense import dense_of
 from serveprune.artifacts.environment import environment
 from serveprune.artifacts.graph_file import copy_graph, plain_graph, store_graph
 from serveprune.artifacts.integrity import file_records
@@ -89,11 +90,11 @@ class _Build:
         """Return the imported graph and whether it was there already; ``share`` is this part of the build."""
         self._report("looking in the store", 0.0)
         recipe = source_recipe(self.request.model)
-        if found := self.store.find_dense(recipe):
+        if found := dense_of(self.store, self.request.model):
             return found, True
         # Only one process imports; the others find what it left.
         with self.store.single_flight(f"import-{recipe}"):
-            if found := self.store.find_dense(recipe):
+            if found := dense_of(self.store, self.request.model):
                 return found, True
             return self._import(recipe, share), False
 

@@ -1,5 +1,6 @@
 import re
 from collections.abc import Mapping
+from typing import Any
 
 _REFERENCE = re.compile(r"\$(?P<escaped>\$\{)|\$\{(?:(?P<name>[A-Za-z_]\w*)(?::-(?P<default>[^}]*))?\})?", re.ASCII)
 
@@ -28,3 +29,12 @@ def expanded(text: str, *, environment: Mapping[str, str]) -> str:
         return environment[name]
 
     return _REFERENCE.sub(value, text)
+
+
+def escaped(value: Any) -> Any:
+    """Return plain data from which `expanded` makes the same again."""
+    if isinstance(value, str):
+        return value.replace("${", "$${")
+    if isinstance(value, Mapping):
+        return {key: escaped(each) for key, each in value.items()}
+    return [escaped(each) for each in value] if isinstance(value, list) else value

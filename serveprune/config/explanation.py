@@ -9,6 +9,7 @@ from pydantic import BaseModel, Tag
 from pydantic.fields import FieldInfo
 from pydantic_core import ErrorDetails
 
+from serveprune.config.model import SOURCE_KINDS
 from serveprune.config.names import NAME_PATTERN
 from serveprune.config.problem import KeyPath, Problem, description, suggestion
 
@@ -82,8 +83,7 @@ def _hint(error: ErrorDetails, place: _Place) -> str:
     if error["type"] == "literal_error":
         return suggestion(value, [choice for choice in _choices(place.annotation) if isinstance(choice, str)])
     if error["type"] == "unknown_source" and isinstance(value, Mapping):
-        kinds = ("onnx", "huggingface", "torch", "pt2")
-        return next(filter(None, (suggestion(key, kinds) for key in value if key not in kinds)), "")
+        return next(filter(None, (suggestion(key, SOURCE_KINDS) for key in value if key not in SOURCE_KINDS)), "")
     return ""
 
 
@@ -142,7 +142,7 @@ _EXPECTED: Mapping[str, str | Callable[[Mapping[str, Any], _Place], str]] = {
     "less_than": lambda context, _: f"a number below {_plain(context['lt'])}",
     "less_than_equal": lambda context, _: f"a number of at most {_plain(context['le'])}",
     "union_tag_not_found": _tag_words,
-    "unknown_source": "a mapping with exactly one of the keys onnx, huggingface, torch, pt2",
+    "unknown_source": f"a mapping with exactly one of the keys {', '.join(SOURCE_KINDS)}",
 }
 
 

@@ -98,12 +98,27 @@ class ExportedProgramSource(ConfigModel):
     pt2: ExistingFile = Field(description="The `.pt2` file.")
 
 
-_SOURCE_KINDS = ("onnx", "huggingface", "torch", "pt2")
+class ArtifactSource(ConfigModel):
+    """A graph that was imported into the store before, by its key: without the files that it was imported from."""
+
+    artifact: str = Field(
+        pattern=r"^[0-9a-f]{64}$", description="Key of the dense artifact (`serveprune cache ls --json`)."
+    )
+    task: Literal["feature-extraction", "sequence-classification", "image-classification"] | None = Field(
+        default=None, description="Of the Hugging Face folder that it was imported from, if it was one."
+    )
+
+
+SOURCE_KINDS = ("onnx", "huggingface", "torch", "pt2", "artifact")
+"""Keys of which a source has one."""
+
+_KINDS = ", ".join(SOURCE_KINDS)
+_SOURCE_RULE = f"Where the graph comes from: a mapping with one of the keys {_KINDS}."
 
 
 def _source_kind(value: Any) -> str | None:
     keys = value if isinstance(value, dict) else getattr(type(value), "model_fields", ())
-    kinds = [kind for kind in _SOURCE_KINDS if kind in keys]
+    kinds = [kind for kind in SOURCE_KINDS if kind in keys]
     return kinds[0] if len(kinds) == 1 else None
 
 
@@ -111,11 +126,12 @@ Source = Annotated[
     Annotated[OnnxSource, Tag("onnx")]
     | Annotated[HuggingFaceSource, Tag("huggingface")]
     | Annotated[TorchSource, Tag("torch")]
-    | Annotated[ExportedProgramSource, Tag("pt2")],
+    | Annotated[ExportedProgramSource, Tag("pt2")]
+    | Annotated[ArtifactSource, Tag("artifact")],
     Discriminator(
         _source_kind,
         custom_error_type="unknown_source",
-        custom_error_message="expected a mapping with exactly one of the keys onnx, huggingface, torch, pt2",
+        custom_error_message=f"expected a mapping with exactly one of the keys {_KINDS}",
     ),
 ]
 
@@ -198,8 +214,7 @@ class _Described(ConfigModel):
 
     source: Source | None = Field(
         default=None,
-        description="Where the graph comes from: a mapping with one of the keys onnx, huggingface, torch, pt2. Needed, "
-        "unless there are `versions`.",
+        description=f"{_SOURCE_RULE} Needed, unless there are `versions`.",
     )
     task: Literal["classification", "embedding", "generic"] | None = Field(
         default=None,
@@ -259,9 +274,7 @@ class _Described(ConfigModel):
 class ModelConfig(_Described):
     """One version of a model: where it comes from, what measures it, which tiers it has."""
 
-    source: Source = Field(
-        description="Where the graph comes from: a mapping with one of the keys onnx, huggingface, torch, pt2."
-    )
+    source: Source = Field(description=_SOURCE_RULE)
 
     @property
     def of_all_tiers(self) -> "ModelConfig":
@@ -272,9 +285,7 @@ class ModelConfig(_Described):
 class VersionConfig(ConfigModel):
     """One of several versions of a model; what it leaves out is as the model says. All have the model's tiers."""
 
-    source: Source = Field(
-        description="Where the graph comes from: a mapping with one of the keys onnx, huggingface, torch, pt2."
-    )
+    source: Source = Field(description=_SOURCE_RULE)
     task: Literal["classification", "embedding", "generic"] | None = Field(
         default=None, description="Default: that of the model."
     )
@@ -320,8 +331,7 @@ class ModelEntry(_Described):
             if not versions and info.data["source"] is None:
                 raise PydanticCustomError(
                     "no_source",
-                    "expected source (a mapping with one of the keys onnx, huggingface, torch, pt2) or versions, got "
-                    "neither",
+                    f"expected source (a mapping with one of the keys {_KINDS}) or versions, got neither",
                 )
         return versions
 

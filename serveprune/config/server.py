@@ -52,7 +52,12 @@ _SIZE = re.compile(r"\s*(?P<number>[0-9]{1,20}(?:\.[0-9]{1,20})?)\s*(?P<unit>|B|
 _UNIT_POWER = {"": 0, "b": 0, "k": 1, "m": 2, "g": 3, "t": 4, "p": 5}
 
 
-def _parse_size(value: Any) -> int:
+def parse_size(value: Any) -> int:
+    """Read a number of bytes, or text such as `512MiB`.
+
+    Raises:
+        ValueError: It is something else.
+    """
     size = None
     if isinstance(value, str) and (match := _SIZE.fullmatch(value)):
         unit = match["unit"].lower()
@@ -66,7 +71,7 @@ def _parse_size(value: Any) -> int:
 
 Size = Annotated[
     ByteSize,
-    BeforeValidator(_parse_size),
+    BeforeValidator(parse_size),
     WithJsonSchema(
         {
             "anyOf": [

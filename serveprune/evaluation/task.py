@@ -1,7 +1,7 @@
 from collections.abc import Sequence
 from enum import StrEnum
 
-from serveprune.config.model import HuggingFaceSource, ModelConfig
+from serveprune.config.model import ArtifactSource, HuggingFaceSource, ModelConfig
 from serveprune.oip.tensor import TensorSpec
 
 _CLASS_SCORE_NAMES = frozenset({"logits", "probabilities", "probs"})
@@ -39,8 +39,9 @@ def infer_task(model: ModelConfig, outputs: Sequence[TensorSpec], *, labelled: b
     if model.task is not None:
         return Task(model.task)
     rows, classes = _row_outputs(outputs), _class_outputs(outputs)
-    if isinstance(model.source, HuggingFaceSource):
-        if model.source.task == "feature-extraction":
+    declared = model.source.task if isinstance(model.source, HuggingFaceSource | ArtifactSource) else None
+    if declared is not None:
+        if declared == "feature-extraction":
             return Task.EMBEDDING if rows else Task.GENERIC
         return Task.CLASSIFICATION if classes else Task.GENERIC
     if any(spec.name.lower() in _CLASS_SCORE_NAMES for spec in classes):

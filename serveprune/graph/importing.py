@@ -8,6 +8,7 @@ from serveprune.artifacts.manifest import GRAPH_FILE, GraphRecord
 from serveprune.backends.onnx_runtime import OnnxRuntimeBackend
 from serveprune.backends.protocol import Session
 from serveprune.config.model import (
+    ArtifactSource,
     ExportedProgramSource,
     HuggingFaceSource,
     ModelConfig,
@@ -15,7 +16,7 @@ from serveprune.config.model import (
     Preprocessing,
     TorchSource,
 )
-from serveprune.errors import BuildFailed, InvalidArgument
+from serveprune.errors import BuildFailed, InvalidArgument, NotFound
 from serveprune.graph.batch_axis import batch_axis_notes, free_batch_axis
 from serveprune.graph.declared_preprocessing import store_preprocessing
 from serveprune.graph.footprint import graph_record
@@ -89,6 +90,11 @@ def _read_source(model: ModelConfig, *, progress: Callable[[str, float], None]) 
             from serveprune.graph.exported_program_source import read_exported_program_source
 
             return read_exported_program_source(exported_program_source, progress=progress)
+        case ArtifactSource(artifact=key):
+            raise NotFound(
+                f"source.artifact: the store has no artifact {key}; have it imported again from the files it was "
+                "imported from (serveprune compress), or name those as the source"
+            )
 
 
 def _load(path: Path, source: SourceGraph) -> Session:

@@ -2,7 +2,8 @@ from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
 
-from serveprune.artifacts.key import source_recipe, tier_packages, tier_recipe
+from serveprune.artifacts.dense import dense_of
+from serveprune.artifacts.key import tier_packages, tier_recipe
 from serveprune.artifacts.store import Artifact, ArtifactStore
 from serveprune.backends.protocol import Backend, Session
 from serveprune.backends.selection import ONNX_RUNTIME
@@ -42,7 +43,7 @@ class VariantRepository:
 
     def find_dense(self, config: ModelConfig) -> Artifact | None:
         """Return the imported graph of a model, if the store has it."""
-        return self._store.find_dense(source_recipe(config), any_environment=self._any_environment)
+        return dense_of(self._store, config, any_environment=self._any_environment)
 
     def find_tier(self, config: ModelConfig, *, dense: Artifact, profile: ProfileConfig) -> Artifact | None:
         """Return what the profile makes of the model, if the store has it, accepted or refused."""

@@ -11,7 +11,7 @@ from typing import Any
 
 from serveprune.artifacts.digest import sha256_json
 from serveprune.config.loading import load_entry
-from serveprune.config.model import ModelEntry, TorchSource
+from serveprune.config.model import ArtifactSource, ModelEntry, TorchSource
 from serveprune.config.names import NAME_PATTERN
 from serveprune.errors import FailedPrecondition, InvalidArgument, NotFound
 
@@ -156,6 +156,11 @@ class ModelFolder:
                 raise InvalidArgument(
                     f"model {name}, version {version}: a torch factory runs code, which the model repository must not; "
                     "name it in the config file of the server instead"
+                )
+            if isinstance(model.source, ArtifactSource):
+                raise InvalidArgument(
+                    f"model {name}, version {version}: an artifact lies outside of its folder; name it in the config "
+                    "file of the server instead"
                 )
         for path in _paths(entry.model_dump()):
             self._expect_inside(path, name)

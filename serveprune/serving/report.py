@@ -164,6 +164,7 @@ class VariantReporter:
 
 
 def count_build(metrics: Metrics, labels: tuple[str, str, str], result: BuildResult) -> None:
-    """Count a finished build of a model, version and tier."""
-    metrics.counter(series.BUILDS, *labels, result.outcome).inc()
-    metrics.histogram(series.BUILD_SECONDS, *labels).observe(result.seconds)
+    """Count a finished build of a model, version and tier, unless another process does."""
+    if not result.is_anothers:
+        metrics.counter(series.BUILDS, *labels, result.outcome).inc()
+        metrics.histogram(series.BUILD_SECONDS, *labels).observe(result.seconds)

@@ -4,8 +4,10 @@ import os
 import subprocess
 import sys
 import tempfile
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import yaml
@@ -54,7 +56,14 @@ class Frontend:
 
 
 def write_archive(
-    config: ServePruneConfig, model: ModelConfig, *, name: str, out: Path, frontend: Frontend, replace: bool = False
+    config: ServePruneConfig,
+    model: ModelConfig,
+    *,
+    name: str,
+    out: Path,
+    frontend: Frontend,
+    handler: Mapping[str, Any] = MappingProxyType({}),
+    replace: bool = False,
 ) -> Path:
     """Write a model with all its files and settings as `NAME.mar`, whole or not at all; return its path.
 
@@ -64,6 +73,7 @@ def write_archive(
         name: Of the model, and of the archive.
         out: The model store; made when it is not there.
         frontend: What TorchServe is told about the model.
+        handler: What the handler is told beside what the config says.
         replace: Whether an archive of this name may be replaced.
 
     Raises:
@@ -79,18 +89,26 @@ def write_archive(
         out.mkdir(parents=True, exist_ok=True)
         # On the disk of the archive, where it then only has to be renamed.
         with tempfile.TemporaryDirectory(prefix=f".{name}-", dir=out) as work:
-            _archived(config, model, name=name, work=Path(work), frontend=frontend).replace(archive)
+            _archived(config, model, name=name, work=Path(work), frontend=frontend, handler=handler).replace(archive)
     except OSError as error:
         raise FailedPrecondition(f"{archive} cannot be written: {error}") from error
     return archive
 
 
-def _archived(config: ServePruneConfig, model: ModelConfig, *, name: str, work: Path, frontend: Frontend) -> Path:
+def _archived(
+    config: ServePruneConfig,
+    model: ModelConfig,
+    *,
+    name: str,
+    work: Path,
+    frontend: Frontend,
+    handler: Mapping[str, Any],
+) -> Path:
     content = work / "content"
     content.mkdir()
     settings: dict[str, Any] = {
         **frontend.keys(model),
-        "handler": {SECTION: lay_out(config, model, name=name, folder=content)},
+        "handler": {SECTION: {**lay_out(config, model, name=name, folder=content), **handler}},
     }
     (work / CONFIG_FILE).write_text(yaml.safe_dump(settings, sort_keys=False, allow_unicode=True), encoding="utf-8")
     (work / "temporary").mkdir()

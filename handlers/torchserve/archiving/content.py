@@ -1,14 +1,17 @@
 """What goes into an archive: the files that a model is made of, and how `model-config.yaml` names them."""
 
 import shutil
-from collections.abc import Mapping
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 from serveprune.artifacts.code_content import imported_files, is_installed, module_file
+from serveprune.artifacts.dense import dense_of
 from serveprune.artifacts.source_content import dataset_content, preprocessing_content, source_content
+from serveprune.artifacts.store import ArtifactStore
+from serveprune.config.expansion import escaped
 from serveprune.config.model import (
     DENSE,
+    ArtifactSource,
     DatasetConfig,
     ExportedProgramSource,
     HuggingFaceSource,
@@ -27,6 +30,23 @@ FILES = "model-files"
 
 _NOT_OF_A_PACKAGE = shutil.ignore_patterns(".*", "__pycache__")
 _OF_EXECUTION = frozenset({"executors", "threads_per_executor"})
+
+
+def of_the_store(config: ServePruneConfig, model: ModelConfig, *, name: str) -> ModelConfig:
+    """Return the same model with its graph in the artifact store as the source, so that no other file of it is needed.
+
+    Raises:
+        FailedPrecondition: The store does not have it.
+    """
+    store = ArtifactStore(config.store.path, max_bytes=config.store.max_bytes)
+    dense = dense_of(store, model, any_environment=True)
+    if dense is None:
+        raise FailedPrecondition(
+            f"--by-reference: expected model {name} in the store {config.store.path}, got nothing; `serveprune "
+            "compress` or `serveprune serve` imports it"
+        )
+    source = ArtifactSource(artifact=dense.key, task=getattr(model.source, "task", None))
+    return model.model_copy(update={"source": source})
 
 
 def lay_out(config: ServePruneConfig, model: ModelConfig, *, name: str, folder: Path) -> dict[str, Any]:
@@ -49,11 +69,11 @@ def lay_out(config: ServePruneConfig, model: ModelConfig, *, name: str, folder: 
         section = {**_entry(model, copies), **_beside(config, model, copies, name=name)}
     except OSError as error:
         raise FailedPrecondition(f"model {name}: its files cannot be copied: {error}") from error
-    escaped: dict[str, Any] = _escaped(section)
-    packed = config_of(escaped, model=name, version=model.version, folder=folder).model(name)
+    packed = config_of(section, model=name, version=model.version, folder=folder).model(name)
     if _content(packed) != _content(model):
         raise FailedPrecondition(f"model {name}: its files changed while they were copied; try again")
-    return escaped
+    # Whoever reads the file replaces variables of the environment, which has been done.
+    return {key: escaped(value) for key, value in section.items()}
 
 
 class _Copies:
@@ -103,6 +123,8 @@ def _source(source: Source, copies: _Copies) -> dict[str, str]:
             return {} if weights is None else {"weights": copies.file(weights, f"{place}/{weights.name}")}
         case ExportedProgramSource():
             return {"pt2": copies.file(source.pt2, f"{place}/{source.pt2.name}")}
+        case ArtifactSource():
+            return {}
 
 
 def _code(module: str, copies: _Copies) -> None:
@@ -158,15 +180,6 @@ def _profile(profile: ProfileConfig, copies: _Copies, *, tier: str) -> dict[str,
 def _said(config: Any) -> dict[str, Any]:
     said: dict[str, Any] = config.model_dump(mode="json", exclude_unset=True, exclude_none=True)
     return said
-
-
-def _escaped(value: Any) -> Any:
-    """Return the same for a reader that replaces variables of the environment, which has been done."""
-    if isinstance(value, str):
-        return value.replace("${", "$${")
-    if isinstance(value, Mapping):
-        return {key: _escaped(each) for key, each in value.items()}
-    return [_escaped(each) for each in value] if isinstance(value, list) else value
 
 
 def _content(model: ModelConfig) -> list[dict[str, Any] | None]:

@@ -15,7 +15,13 @@ from threading import Event
 import psutil
 
 from serveprune.errors import FailedPrecondition
-from serveprune.handlers.torchserve.hosting.settings_files import CONSOLE_LOG, LOG_SETTINGS, RunSettings, properties
+from serveprune.handlers.torchserve.hosting.settings_files import (
+    CONSOLE_LOG,
+    LOG_SETTINGS,
+    RunSettings,
+    properties,
+    worker_variables,
+)
 from serveprune.handlers.torchserve.installation import java, require_package
 
 KEY_FILE = "key_file.json"
@@ -60,7 +66,7 @@ class JavaProcess:
                     [command[0], f"-Djava.io.tmpdir={temporary}", *command[1:]],
                     # The file with the tokens is written where it runs.
                     cwd=folder,
-                    env=environment | {"TEMP": temporary, "TMPDIR": temporary},
+                    env=environment | {"TEMP": temporary, "TMPDIR": temporary} | worker_variables(settings),
                     stdin=subprocess.DEVNULL,
                     stdout=log,
                     stderr=subprocess.STDOUT,

@@ -1,10 +1,16 @@
 """The files that tell a TorchServe how to run: `config.properties` and the settings of its logs."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
+from serveprune.config.server import Address
+from serveprune.errors import InvalidArgument
 from serveprune.handlers.torchserve.hosting.addresses import Addresses
+from serveprune.handlers.torchserve.settings import DEFAULT_MESSAGE_BYTES, METRICS_VARIABLE, RESPONSE_LIMIT_VARIABLE
+
+_ARGUMENTS = frozenset(("models", "model_store", "load_models", "disable_token_authorization", "enable_model_api"))
+"""Properties that are said on the command line."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -18,6 +24,10 @@ class RunSettings:
         token_auth: Whether calls have to show a token.
         model_api: Whether models may be registered and unregistered by calls.
         metrics_file: Its `metrics.yaml`.
+        max_request_bytes: Largest body or gRPC message that it takes.
+        max_response_bytes: Largest answer that it takes of a worker; one that gives a larger one is ended.
+        metrics_page: Where workers serve all of our metrics, as archives say that do not say it themselves.
+        further: Properties beside those that are made of the above.
     """
 
     model_store: Path
@@ -26,10 +36,24 @@ class RunSettings:
     token_auth: bool
     model_api: bool
     metrics_file: Path
+    max_request_bytes: int = DEFAULT_MESSAGE_BYTES
+    max_response_bytes: int = DEFAULT_MESSAGE_BYTES
+    metrics_page: Address | None = None
+    further: Mapping[str, str] = field(default_factory=dict)
+
+
+def worker_variables(settings: RunSettings) -> dict[str, str]:
+    """Return what handlers are told by variables of the environment."""
+    page = {} if settings.metrics_page is None else {METRICS_VARIABLE: str(settings.metrics_page)}
+    return {RESPONSE_LIMIT_VARIABLE: str(settings.max_response_bytes), **page}
 
 
 def properties(settings: RunSettings) -> str:
-    """Return the content of `config.properties`."""
+    """Return the content of `config.properties`.
+
+    Raises:
+        InvalidArgument: A further property is one that is made of the other settings.
+    """
     addresses = settings.addresses
     values: Mapping[str, object] = {
         "inference_address": f"http://{addresses.inference}",
@@ -44,10 +68,15 @@ def properties(settings: RunSettings) -> str:
         # Archives say themselves how many they want; of those that do not, TorchServe would start one a core.
         "default_workers_per_model": 1,
         "install_py_dep_per_model": "false",
+        "max_request_size": settings.max_request_bytes,
+        "max_response_size": settings.max_response_bytes,
         # Nothing is fetched from elsewhere.
         "allowed_urls": f"file://{settings.model_store.absolute()}/.*",
     }
-    return "".join(f"{name}={_escaped(str(value))}\n" for name, value in values.items())
+    taken = sorted(settings.further.keys() & (values.keys() | _ARGUMENTS))
+    if taken:
+        raise InvalidArgument(f"--property {taken[0]}: expected a property that no other option is for, got this one")
+    return "".join(f"{name}={_escaped(str(value))}\n" for name, value in {**values, **settings.further}.items())
 
 
 def _escaped(value: str) -> str:
@@ -76,8 +105,16 @@ LOG_SETTINGS = """\
     <Logger name="ACCESS_LOG" level="off" additivity="false"/>
     <Logger name="TS_METRICS" level="off" additivity="false"/>
     <Logger name="MODEL_METRICS" level="off" additivity="false"/>
-    <Logger name="MODEL_LOG" level="info" additivity="false"><AppenderRef ref="workers"/></Logger>
+    <Logger name="MODEL_LOG" level="info" additivity="false">
+      <RegexFilter regex=".*Backend received inference at.*" onMatch="DENY" onMismatch="NEUTRAL"/>
+      <AppenderRef ref="workers"/>
+    </Logger>
     <Logger name="org.pytorch.serve" level="info"/>
+    <Logger name="org.pytorch.serve.wlm.BatchAggregator" level="warn"/>
+    <Logger name="org.pytorch.serve.wlm.WorkerThread" level="info">
+      <RegexFilter regex="(Looping backend response|Backend response time).*" useRawMsg="true" onMatch="DENY"
+        onMismatch="NEUTRAL"/>
+    </Logger>
     <Logger name="org.pytorch.serve.wlm.WorkerLifeCycle" level="warn"/>
     <Logger name="io.netty" level="error"/>
     <Root level="warn"><AppenderRef ref="server"/></Root>

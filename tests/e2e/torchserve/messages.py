@@ -25,23 +25,34 @@ def array_of(answer: Any, output: str) -> Any:
 
 def predict(server: TorchServeProcess, model: str, entries: Mapping[str, bytes]) -> bytes:
     """Call `Predictions` over gRPC, and return what the handler gave."""
-    answer: bytes = server.channel.unary_unary(f"{_SERVICE}/Predictions")(_request(model, entries), timeout=60)
-    return _prediction(answer)
+    answer: bytes = server.channel.unary_unary(f"{_SERVICE}/Predictions")(
+        predictions_request(model, entries), timeout=60
+    )
+    return prediction_of(answer)
 
 
 def stream(server: TorchServeProcess, model: str, entries: Mapping[str, bytes]) -> list[bytes]:
     """Call `StreamPredictions` over gRPC, and return all that comes."""
-    answers = server.channel.unary_stream(f"{_SERVICE}/StreamPredictions")(_request(model, entries), timeout=60)
-    return [_prediction(answer) for answer in answers]
+    answers = server.channel.unary_stream(f"{_SERVICE}/StreamPredictions")(
+        predictions_request(model, entries), timeout=60
+    )
+    return [prediction_of(answer) for answer in answers]
 
 
-def _request(model: str, entries: Mapping[str, bytes]) -> bytes:
+def stream_both_ways(server: TorchServeProcess, model: str, entries: Mapping[str, bytes], *, sequence: str = "") -> Any:
+    """Call `StreamPredictions2` over gRPC with one request; return all that comes."""
+    request = predictions_request(model, entries) + (_field(4, sequence.encode()) if sequence else b"")
+    call = server.channel.stream_stream(f"{_SERVICE}/StreamPredictions2")
+    return list(call(iter([request]), timeout=60))
+
+
+def predictions_request(model: str, entries: Mapping[str, bytes]) -> bytes:
     """Return a `PredictionsRequest {string model_name = 1; map<string, bytes> input = 3;}`."""
     written = [_field(3, _field(1, name.encode()) + _field(2, value)) for name, value in entries.items()]
     return _field(1, model.encode()) + b"".join(written)
 
 
-def _prediction(answer: bytes) -> bytes:
+def prediction_of(answer: bytes) -> bytes:
     """Return what is in a `PredictionResponse {bytes prediction = 1;}`."""
     assert answer[:1] == b"\x0a"
     position, shift, length = 1, 0, 0

@@ -60,10 +60,10 @@ def test_workers_share_one_build_and_take_its_tier_up_and_a_second_start_finds_i
     workers = server.worker_pids("fashion")
     assert len(set(workers)) == 2
 
-    # Both ask for the build; who came first does it, and is held so that nothing below is a race.
-    building = server.wait_build(count=2)
-    for child in building:
-        child.suspend()
+    # Both want the build; who came first does it, and is held so that nothing below is a race.
+    (child,) = server.wait_build()
+    child.suspend()
+    wait_until(lambda: "fashion int8: waiting for another" in server.log, what="the other worker waits")
     early = ask(server, "int8")
     assert early.status_code == 200, early.text
     assert early.headers["x-compression-tier"] == "dense"
@@ -71,8 +71,8 @@ def test_workers_share_one_build_and_take_its_tier_up_and_a_second_start_finds_i
     strict = ask(server, "int8", strict_tier=True)
     assert strict.status_code == 503
     assert int(strict.headers["retry-after"]) >= 1
-    for child in building:
-        child.resume()
+    assert server.builds() == [child]
+    child.resume()
 
     wait_tier(server, "fashion", "int8", **image_field(tmp_path))
     stored = manifests(store)
@@ -105,6 +105,25 @@ def test_build_that_is_killed_leaves_dense_serving(
     assert answer.status_code == 200, answer.text
     assert answer.headers["x-compression-tier"] == "dense"
     assert ask(server).headers["x-compression-tier"] == "dense"
+
+
+def test_build_that_fails_is_tried_once_for_all_workers(
+    python: Path, start: Start, dense_store: Path, tmp_path: Path
+) -> None:
+    archive_fashion(tmp_path, python=python, store=copied(dense_store, tmp_path), workers=2)
+    server = start(tmp_path).wait_ready("fashion")
+    (child,) = server.wait_build()
+    child.suspend()
+    wait_until(lambda: "fashion int8: waiting for another" in server.log, what="the other worker waits")
+    child.kill()
+
+    wait_until(lambda: server.log.count("fashion int8: build failed") == 2, what="both know that it has failed")
+
+    assert server.log.count("SIGKILL") == 2
+    assert server.builds() == []
+    request = {**image_field(tmp_path), "headers": {"x-compression-tier": "int8"}}
+    answers = server.ask_at_once("fashion", [request] * 24)
+    assert {(answer.status_code, answer.headers["x-compression-tier"]) for answer in answers} == {(200, "dense")}
 
 
 def test_worker_that_is_killed_while_it_builds_comes_back_and_builds(

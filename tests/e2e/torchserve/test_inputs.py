@@ -7,6 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import grpc
 import numpy as np
 import pytest
 from safetensors.numpy import load, save
@@ -14,7 +15,7 @@ from safetensors.numpy import load, save
 from e2e.deployment import fashion_images
 from e2e.graphs import CARRIER_WIDTH
 from e2e.torchserve.conftest import carrier_inputs
-from e2e.torchserve.messages import array_of, image_field, predict, stream
+from e2e.torchserve.messages import array_of, image_field, predict, stream, stream_both_ways
 from e2e.torchserve.torchserve_process import TorchServeProcess
 from serveprune.oip.tensor import Array
 
@@ -284,6 +285,29 @@ def test_stream_is_one_answer_and_the_worker_lives(torchserve: TorchServeProcess
     assert json.loads(answer)["error"]
     assert torchserve.ask("eager", json={"x": [0] * 24}).status_code == 200
     assert torchserve.worker_pids("eager") == before
+
+
+def test_stream_both_ways_is_refused_by_torchserve_and_the_worker_lives(torchserve: TorchServeProcess) -> None:
+    before = torchserve.worker_pids("eager")
+
+    # Its front end has these for models that keep a state between requests, and answers what is not such.
+    (answer,) = stream_both_ways(torchserve, "eager", {"x": b"[0]"})
+    assert b"Parameter sequenceId is required" in answer
+    with pytest.raises(grpc.RpcError):
+        stream_both_ways(torchserve, "eager", {"x": b"[0]"}, sequence="one")
+
+    assert torchserve.ask("eager", json={"x": [0] * 24}).status_code == 200
+    assert torchserve.worker_pids("eager") == before
+
+
+def test_grpc_answer_in_the_form_of_the_protocol_says_tier_and_reason(torchserve: TorchServeProcess) -> None:
+    text = {"name": "text", "datatype": "BYTES", "shape": [1, 1], "data": ["a fine film"]}
+    for tier in ("dense", "int8"):
+        answer = json.loads(
+            predict(torchserve, "minilm", {"data": json.dumps({"inputs": [text]}).encode(), "tier": tier.encode()})
+        )
+        assert answer["parameters"]["tier"] == tier, answer
+        assert answer["parameters"]["tier_reason"] == "requested"
 
 
 @pytest.mark.parametrize(

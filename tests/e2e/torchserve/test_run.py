@@ -1,3 +1,4 @@
+import re
 import signal
 import socket
 import stat
@@ -52,6 +53,16 @@ def test_model_answers_when_its_workers_are_said_to_be_ready(hosted: HostedTorch
     assert answer.headers["x-compression-tier"] == "dense"
 
 
+def test_logs_have_no_lines_of_single_requests(hosted: HostedTorchServe) -> None:
+    logs = sorted((hosted.folder / "ran" / "logs").iterdir())
+    assert {file.name for file in logs} == {"console.log", "torchserve.log", "workers.log"}
+    before = [file.read_text(encoding="utf-8") for file in logs]
+    for rows in [ROWS, {"x": "wrong"}] * 3:
+        hosted.ask(MODEL, json=rows)
+    assert [file.read_text(encoding="utf-8") for file in logs] == before
+    assert "Torch worker started" in before[2]
+
+
 def test_calls_without_the_token_are_refused(hosted: HostedTorchServe) -> None:
     assert hosted.ask(MODEL, json=ROWS, token="wrong").status_code == 400
     management = f"http://{hosted.endpoints['management']}/models"
@@ -103,8 +114,7 @@ def test_nothing_is_left_when_it_is_stopped(
         assert len(running.processes()) >= 3
         assert running.stop(number) == 0
         assert running.processes() == []
-    # ONNX Runtime leaves a file of its own.
-    assert [path.name for path in short_folder.iterdir() if path.name.startswith("serveprune")] == []
+    assert list(short_folder.iterdir()) == []
     for address in ports:
         with socket.create_server(("127.0.0.1", int(address.rpartition(":")[2]))):
             pass
@@ -140,6 +150,22 @@ def test_tokens_are_not_needed_when_they_are_switched_off(packaged: Path, tmp_pa
         running.wait_ready()
         assert "key_file" not in running.endpoints
         assert running.ask(MODEL, json=ROWS).status_code == 200
+
+
+def test_sizes_page_of_metrics_and_further_properties_are_what_was_asked_for(packaged: Path, tmp_path: Path) -> None:
+    options = ["--max-request-bytes", "100KiB", "--max-response-bytes", "1000", "--metrics-page", "127.0.0.1:0"]
+    with HostedTorchServe(_copied(packaged, tmp_path), *options, "--property", "job_queue_size=7") as running:
+        running.wait_ready()
+        assert running.ask(MODEL, json=ROWS).status_code == 200
+        large = running.ask(MODEL, json={"x": [[0.25] * 2] * 500})
+        assert large.status_code == 413, large.text
+        assert "TorchServe takes 1000" in large.json()["error"]
+        assert running.ask(MODEL, json={"x": [[0.25] * 2] * 20_000}).status_code == 413
+        assert running.ask(MODEL, json=ROWS).status_code == 200
+        log = (tmp_path / "ran" / "logs" / "workers.log").read_text(encoding="utf-8")
+        (page,) = re.findall(r"metrics of this worker at (\S+)", log)
+        assert "serveprune_requests_total" in httpx.get(page, trust_env=False).text
+    assert "job_queue_size=7" in (tmp_path / "ran" / "config.properties").read_text(encoding="ascii")
 
 
 def test_two_workers_are_waited_for(packaged: Path, tmp_path: Path) -> None:

@@ -169,14 +169,14 @@ class TorchServeProcess:
         """Return the processes that build."""
         return [process for process in self._processes() if _BUILD in _command(process)]
 
-    def wait_build(self, *, count: int = 1) -> list[psutil.Process]:
+    def wait_build(self) -> list[psutil.Process]:
         found: list[psutil.Process] = []
 
         def is_there() -> bool:
             found[:] = self.builds()
-            return len(found) >= count
+            return bool(found)
 
-        wait_until(is_there, what=f"{count} builds have begun")
+        wait_until(is_there, what="a build has begun")
         return found
 
     def _processes(self) -> list[psutil.Process]:

@@ -43,3 +43,11 @@ def test_versions_are_listed_when_an_unknown_one_is_asked_for(config: Path) -> N
     assert isinstance(error, NotFound)
     assert error.message == "--version: expected one of 1, 2 of two, got '3'"
     assert not (config.parent / "store").exists()
+
+
+@pytest.mark.parametrize("option", ["--max-response-bytes", "--metrics-page"])
+def test_what_the_handler_cannot_take_is_told_before_anything_is_written(config: Path, option: str) -> None:
+    error = _error(config, "--model", "one", option, "much")
+    assert isinstance(error, InvalidArgument)
+    assert error.message.startswith(f"{option}: expected")
+    assert not (config.parent / "store").exists()

@@ -87,6 +87,8 @@ def _candidates(value: Any, new_file: Path) -> Iterator[Any]:
         case str():
             yield from _choices(ServePruneConfig)
             yield from ("other:factory", "127.0.0.1:9999", "1:4", "other")
+            # A digest backwards is another one.
+            yield value[::-1]
         case tuple() | list():
             # The name of a profile serves wherever any word does.
             yield from (value[::-1], (*value, "lean"), value[:1], (0.5,), (7, 8), ("variance",), ("first",))

@@ -12,7 +12,7 @@ from .conftest import Load, Problems
 
 MODEL = "models: {m: {source: {onnx: model.onnx}}}\n"
 NAME_RULE = "a name of at most 128 letters, digits, `.`, `_` and `-` that begins with a letter, a digit or `_`"
-SOURCE_RULE = "a mapping with exactly one of the keys onnx, huggingface, torch, pt2"
+SOURCE_RULE = "a mapping with exactly one of the keys onnx, huggingface, torch, pt2, artifact"
 ROOT_KEYS = "store, server, builds, profiles, models, repository, deployments"
 MODEL_KEYS = (
     "source, task, version, preprocessing, calibration, evaluation, tiers, backend, max_batch_size, "

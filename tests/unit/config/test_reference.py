@@ -61,6 +61,7 @@ def test_the_example_of_the_reference_page_loads(tmp_path: Path) -> None:
         "OnnxSource",
         "TorchSource",
         "ExportedProgramSource",
+        "ArtifactSource",
     }
 
 

@@ -112,12 +112,17 @@ def pipe(root: Path) -> None:
     os.mkfifo(root / "m" / "serveprune.yaml")
 
 
+def artifact(root: Path) -> None:
+    put(root, "m/serveprune.yaml", text=f"source: {{artifact: {'a' * 64}}}")
+
+
 REFUSED: dict[str, tuple[Callable[[Path], object], str]] = {
     "link out": (link_out, "model.onnx leads out of the model repository"),
     "link of the folder": (link_folder_out, "m leads out of the model repository"),
     "link of a version": (link_version_out, "1 leads out of the model repository"),
     "link of weights": (link_data_out, r"weights.data leads out of the model repository"),
     "path out": (path_out, "model.onnx leads out of the model repository"),
+    "artifact": (artifact, "an artifact lies outside of its folder"),
     "torch factory": (torch_factory, "version 1: a torch factory runs code"),
     "torch factory of a version": (torch_factory_of_a_version, "version 1: a torch factory runs code"),
     "pickle": (lambda root: put(root, "m/weights.pkl"), "pickles are refused.*weights.pkl"),

@@ -1,4 +1,3 @@
-from datetime import date
 from pathlib import Path
 from typing import Any
 
@@ -8,7 +7,7 @@ from serveprune.config.model import ExportedProgramSource, OnnxSource
 from serveprune.config.root import ServePruneConfig
 from serveprune.config.server import Address
 from serveprune.errors import ConfigError
-from serveprune.handlers.torchserve.settings import config_of, max_response_bytes, metrics_address
+from serveprune.handlers.torchserve.settings import config_of, max_response_bytes, metrics_address, settings_of
 
 
 @pytest.fixture
@@ -106,7 +105,6 @@ def test_store_is_outside_of_the_archive_when_none_is_named(folder: Path, monkey
         ({"source": {"onnx": "model.onnx"}, "deployment": {"default_tier": "no"}}, "handler.serveprune.deployment"),
         ({"source": {"onnx": "model.onnx"}, "builds": {"threads": 0}}, "handler.serveprune.builds.threads"),
         ({"source": {"onnx": "model.onnx"}, "store": 5}, "handler.serveprune.store"),
-        ({"source": {"onnx": "model.onnx"}, "calibration": date(2024, 1, 1)}, "handler.serveprune.calibration"),
     ],
 )
 def test_problem_is_placed_where_it_is_in_the_archive(folder: Path, said: object, expected: str) -> None:
@@ -115,6 +113,46 @@ def test_problem_is_placed_where_it_is_in_the_archive(folder: Path, said: object
     assert message.startswith("model-config.yaml: ")
     assert expected in message
     assert "models.m" not in message
+
+
+def written(folder: Path, text: str) -> Any:
+    (folder / "model-config.yaml").write_text(f"minWorkers: 1\nhandler:\n  serveprune:\n{text}")
+    return settings_of(folder, config_file="model-config.yaml")
+
+
+def test_file_is_read_as_serveprune_yaml_is(folder: Path) -> None:
+    # TorchServe's own reader makes text, 750, False and a date of these.
+    text = "    a: 1e-3\n    b: 12:30\n    c: off\n    d: 2024-01-01\n    e: '1.10'\n"
+    assert written(folder, text) == {"a": 0.001, "b": "12:30", "c": "off", "d": "2024-01-01", "e": "1.10"}
+
+
+def test_variables_of_the_environment_are_replaced_once(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PLACE", "/srv/${NAME}")
+    said = written(folder, "    source: {onnx: model.onnx}\n    store: {path: '${PLACE}'}\n")
+    assert config(folder, said).store.path == Path("/srv/${NAME}")
+    with pytest.raises(ConfigError, match=r"^model-config\.yaml:4: handler\.serveprune\.a: .* variable NOWHERE"):
+        written(folder, "    a: ${NOWHERE}\n")
+
+
+def test_version_that_is_no_text_is_told_to_be_quoted(folder: Path) -> None:
+    said = written(folder, "    source: {onnx: model.onnx}\n    version: 1.10\n")
+    assert "handler.serveprune.version: expected text, got 1.1; put it in quotes" in problems(folder, said)
+
+
+def test_broken_file_is_told_with_its_line_and_others_sections_are_not_judged(folder: Path) -> None:
+    with pytest.raises(ConfigError, match=r"model-config\.yaml:5: handler\.serveprune\.a: expected each key once"):
+        written(folder, "    a: 1\n    a: 2\n")
+    assert written(folder, "    a: 1\npippy:\n  1: ${NOWHERE}\n") == {"a": 1}
+
+
+def test_nothing_is_said_when_the_archive_has_no_such_file_or_section(folder: Path) -> None:
+    assert settings_of(folder, config_file=None) is None
+    (folder / "model-config.yaml").write_text("minWorkers: 1\n")
+    assert settings_of(folder, config_file="model-config.yaml") is None
+    (folder / "model-config.yaml").write_text("handler: [1]\n")
+    assert settings_of(folder, config_file="model-config.yaml") is None
+    with pytest.raises(ConfigError, match=r"gone\.yaml: cannot be read"):
+        settings_of(folder, config_file="gone.yaml")
 
 
 def test_all_problems_are_said_at_once(folder: Path) -> None:
@@ -129,10 +167,21 @@ def test_largest_answer_is_that_of_torchserve_when_none_is_said(folder: Path) ->
     # As in TorchServe's docs/configuration.md.
     assert max_response_bytes(said) == 6553500
     assert max_response_bytes({**said, "max_response_bytes": 10}) == 10
+    assert max_response_bytes({**said, "max_response_bytes": "16MiB"}) == 16 * 2**20
     assert config(folder, {**said, "max_response_bytes": 10}).model("m").version == "2.1"
 
 
-@pytest.mark.parametrize("limit", [0, -1, "much", 1.5, None, True])
+def test_smaller_one_of_archive_and_environment_is_the_largest_answer(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SERVEPRUNE_MAX_RESPONSE_BYTES", "8000000")
+    assert max_response_bytes({}) == 8_000_000
+    assert max_response_bytes({"max_response_bytes": 10}) == 10
+    assert max_response_bytes({"max_response_bytes": "16MiB"}) == 8_000_000
+    monkeypatch.setenv("SERVEPRUNE_MAX_RESPONSE_BYTES", "much")
+    with pytest.raises(ConfigError, match=r"SERVEPRUNE_MAX_RESPONSE_BYTES: what config\.properties has"):
+        max_response_bytes({})
+
+
+@pytest.mark.parametrize("limit", [0, -1, "much", 1.5, True])
 def test_largest_answer_that_is_no_number_of_bytes_is_refused(limit: object) -> None:
     with pytest.raises(ConfigError, match=r"model-config\.yaml: handler\.serveprune\.max_response_bytes"):
         max_response_bytes({"max_response_bytes": limit})

@@ -1,6 +1,7 @@
 import json
 import shutil
 from pathlib import Path
+from threading import Event
 from typing import Any
 
 import numpy as np
@@ -8,12 +9,14 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
+from serveprune.artifacts.builder import BuildRequest
 from serveprune.artifacts.key import source_recipe, tier_recipe
 from serveprune.config.loading import load_config_content
 from serveprune.config.root import ServePruneConfig
 from serveprune.errors import FailedPrecondition
-from serveprune.handlers.torchserve.archiving.content import lay_out
-from serveprune.handlers.torchserve.settings import config_of
+from serveprune.handlers.torchserve.archiving.content import lay_out, of_the_store
+from serveprune.handlers.torchserve.settings import config_of, settings_of
+from serveprune.server import artifact_builder
 
 PROFILES = {
     "int8": {"passes": [{"quantize": {"scheme": "dynamic"}}], "gate": {"min_quality": 0.97}},
@@ -29,8 +32,10 @@ def _config(folder: Path, **document: Any) -> ServePruneConfig:
 def _laid_out(config: ServePruneConfig, folder: Path) -> tuple[dict[str, Any], ServePruneConfig]:
     """Lay out the only model, through a file as TorchServe would read it."""
     folder.mkdir()
-    section = json.loads(json.dumps(lay_out(config, config.model("m"), name="m", folder=folder)))
-    return section, config_of(section, model="m", version=config.model("m").version, folder=folder)
+    section = lay_out(config, config.model("m"), name="m", folder=folder)
+    (folder.parent / "settings.yaml").write_text(json.dumps({"handler": {"serveprune": section}}))
+    said = settings_of(folder.parent, config_file="settings.yaml")
+    return section, config_of(said, model="m", version=config.model("m").version, folder=folder)
 
 
 def _expect_same_recipes(ours: ServePruneConfig, theirs: ServePruneConfig) -> None:
@@ -71,6 +76,29 @@ def test_onnx_file_is_packed_with_its_external_data_and_nothing_else(graph: Path
     assert section["source"] == {"onnx": "model-files/source/m.onnx"}
     assert {path.name for path in (tmp_path / "archive").rglob("*") if path.is_file()} == {"m.onnx", "m.weights"}
     _expect_same_recipes(config, packed)
+
+
+def test_model_of_the_store_is_packed_without_its_files(graph: Path, tmp_path: Path) -> None:
+    np.savez(tmp_path / "samples.npz", x=np.ones((4, 4), np.float32))
+    model = {"source": {"onnx": str(graph)}, "tiers": ["int8"], "evaluation": {"file": "samples.npz"}}
+    config = _config(tmp_path, store={"path": "artifacts"}, models={"m": model})
+    with pytest.raises(
+        FailedPrecondition, match=r"--by-reference: expected model m in the store .*artifacts, got nothing"
+    ):
+        of_the_store(config, config.model("m"), name="m")
+
+    builder = artifact_builder(config)
+    request = BuildRequest(model_name="m", model=config.model("m"))
+    dense = builder.build(request, on_progress=lambda progress: None, cancelled=Event()).key
+    referring = of_the_store(config, config.model("m"), name="m")
+    (tmp_path / "archive").mkdir()
+    section = lay_out(config, referring, name="m", folder=tmp_path / "archive")
+    packed = config_of(section, model="m", version="1", folder=tmp_path / "archive")
+
+    assert section["source"] == {"artifact": dense}
+    assert [path.name for path in (tmp_path / "archive").rglob("*") if path.is_file()] == ["samples.npz"]
+    # Tiers are found by the same recipe, whether the graph is named by file or by key.
+    assert _recipe(packed, "int8") == _recipe(config, "int8")
 
 
 def test_settings_beside_the_model_are_carried_when_they_count(graph: Path, tmp_path: Path) -> None:
