@@ -57,7 +57,7 @@ def value_text(value: Any) -> str:
 
 
 def changed_texts(old: Any, new: Any) -> tuple[str, str]:
-    """Return two values as `value_text` does, but in 80 characters, so that long ones show where they begin to differ."""
+    """Return two values as `value_text` does, but in 80 characters: long ones show where they begin to differ."""
     if old is None or new is None:
         return value_text(old), value_text(new)
     texts = _whole_text(old), _whole_text(new)

@@ -288,10 +288,8 @@ def test_deployment_of_a_model_that_is_nowhere_is_told(made: Repository, caplog:
     made.write("minilm")
     deployments = {name: {"default_tier": "dense"} for name in ("fixed", "minilm", "minlm")}
     made.repository.apply(made.config(deployments=deployments, repository=made.repository.settings))
-    assert caplog.messages == [
-        "deployments.minlm: neither the config file nor the model repository has a model of this name; did you mean "
-        "`minilm`?"
-    ]
+    said = "deployments.minlm: neither the config file nor the model repository has a model of this name"
+    assert caplog.messages == [f"{said}; did you mean `minilm`?"]
 
 
 def test_models_of_the_start_are_served_from_the_start_or_the_start_is_refused(made: Repository) -> None:
