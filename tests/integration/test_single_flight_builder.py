@@ -232,12 +232,14 @@ def test_next_one_builds_when_the_first_is_killed(
 def test_no_process_is_started_by_those_who_wait(
     store_config: StoreConfig, request_of_tier: BuildRequest, pool: ThreadPoolExecutor
 ) -> None:
+    # Other tests of this process may have left servers running, which others still use.
+    before = set(psutil.Process(os.getpid()).children(recursive=True))
     holding = CountingBuilder(SubprocessBuilder(store_config, BuildsConfig()))
     waiting = SingleFlightBuilder(
         SubprocessBuilder(store_config, BuildsConfig()), store_config, BuildsConfig(), threads_of_serving=1
     )
     asking = begun(holding, request_of_tier, pool, single(holding, store_config), waiting)
-    assert psutil.Process(os.getpid()).children(recursive=True) == []
+    assert set(psutil.Process(os.getpid()).children(recursive=True)) <= before
     holding.let_go.set()
     assert asking[1].result.result(PATIENCE_SECONDS).outcome is BuildOutcome.CACHED
 
