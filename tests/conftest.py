@@ -3,8 +3,8 @@ from pathlib import Path
 import pytest
 from hypothesis import HealthCheck, settings
 
-# How long inputs take to make says how busy the machine is.
-settings.register_profile("busy", suppress_health_check=[HealthCheck.too_slow])
+# How long inputs take to make, and examples to run, says how busy the machine is.
+settings.register_profile("busy", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("busy")
 
 
