@@ -1,11 +1,16 @@
 from pathlib import Path
 
 import pytest
-from hypothesis import HealthCheck, settings
+from hypothesis.internal.charmap import charmap
 
-# How long inputs take to make, and examples to run, says how busy the machine is.
-settings.register_profile("busy", deadline=None, suppress_health_check=[HealthCheck.too_slow])
-settings.load_profile("busy")
+
+@pytest.fixture(scope="session", autouse=True)
+def characters() -> None:
+    """Make hypothesis' table of characters, once for a clone.
+
+    It would be made while a test's first text is drawn, and fail the test for slow inputs on a busy machine.
+    """
+    charmap()
 
 
 @pytest.hookimpl(tryfirst=True)  # before the groups are read

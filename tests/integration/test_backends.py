@@ -9,7 +9,7 @@ from threading import Event
 import numpy as np
 import pytest
 from unit.compression.graphs import images
-from unit.compression.requests import convolutional_model, int8, store_at, tier_request
+from unit.compression.requests import convolutional_model, int8, tier_request
 
 from serveprune.artifacts.builder import BuildOutcome, BuildProgress, BuildRequest, BuildResult
 from serveprune.artifacts.store import Artifact, ArtifactStore
@@ -29,16 +29,6 @@ from serveprune.serving.controlplane import ControlPlane
 from serveprune.serving.report import VariantReporter
 
 NNCF = ProfileConfig.model_validate({"passes": [{"quantize": {"scheme": "nncf"}}]})
-
-
-@pytest.fixture
-def store_config(tmp_path: Path) -> StoreConfig:
-    return store_at(tmp_path / "store")[0]
-
-
-@pytest.fixture
-def store(tmp_path: Path) -> ArtifactStore:
-    return store_at(tmp_path / "store")[1]
 
 
 @pytest.fixture

@@ -10,29 +10,13 @@ from pathlib import Path
 from threading import Event, Thread
 
 import psutil
-import pytest
-from unit.compression.requests import convolutional_model, int8, store_at, tier_request
+from unit.compression.requests import int8
 
 from serveprune.artifacts.builder import BuildOutcome, BuildProgress, BuildRequest, BuildResult
 from serveprune.artifacts.key import source_recipe
 from serveprune.artifacts.store import ArtifactStore
 from serveprune.compression.child import SubprocessBuilder
 from serveprune.config.server import BuildsConfig, StoreConfig
-
-
-@pytest.fixture
-def store_config(tmp_path: Path) -> StoreConfig:
-    return store_at(tmp_path / "store")[0]
-
-
-@pytest.fixture
-def store(tmp_path: Path) -> ArtifactStore:
-    return store_at(tmp_path / "store")[1]
-
-
-@pytest.fixture
-def request_of_tier(tmp_path: Path) -> BuildRequest:
-    return tier_request(convolutional_model(tmp_path))
 
 
 def build(

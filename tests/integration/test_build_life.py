@@ -5,7 +5,7 @@ import numpy as np
 import onnxruntime as ort
 import pytest
 from unit.compression.graphs import convolutional_graph, elementwise_graph, images
-from unit.compression.requests import convolutional_model, int8, store_at, tier_request
+from unit.compression.requests import convolutional_model, int8, tier_request
 
 from serveprune.artifacts.builder import BuildOutcome, BuildProgress, BuildRequest, BuildResult
 from serveprune.artifacts.store import ArtifactStore
@@ -13,11 +13,6 @@ from serveprune.compression.build import build
 from serveprune.config.model import HuggingFaceSource, ModelConfig, OnnxSource
 from serveprune.config.profile import ProfileConfig
 from serveprune.errors import BuildFailed, ConfigError, FailedPrecondition, InvalidArgument
-
-
-@pytest.fixture
-def store(tmp_path: Path) -> ArtifactStore:
-    return store_at(tmp_path / "store")[1]
 
 
 def run(request: BuildRequest, store: ArtifactStore, progress: list[BuildProgress] | None = None) -> BuildResult:

@@ -12,7 +12,7 @@ from threading import Event, Lock
 
 import psutil
 import pytest
-from unit.compression.requests import convolutional_model, int8, store_at, tier_request
+from unit.compression.requests import int8
 
 from serveprune.artifacts.builder import BuildOutcome, BuildProgress, BuildRequest, BuildResult
 from serveprune.artifacts.store import ArtifactStore
@@ -63,21 +63,6 @@ class Asking:
 def pool() -> Iterator[ThreadPoolExecutor]:
     with ThreadPoolExecutor(8) as running:
         yield running
-
-
-@pytest.fixture
-def store_config(tmp_path: Path) -> StoreConfig:
-    return store_at(tmp_path / "store")[0]
-
-
-@pytest.fixture
-def store(tmp_path: Path) -> ArtifactStore:
-    return store_at(tmp_path / "store")[1]
-
-
-@pytest.fixture
-def request_of_tier(tmp_path: Path) -> BuildRequest:
-    return tier_request(convolutional_model(tmp_path))
 
 
 def single(counting: CountingBuilder, store: StoreConfig, builds: BuildsConfig | None = None) -> SingleFlightBuilder:
