@@ -10,6 +10,13 @@ from serveprune.errors import ConfigError
 Load = Callable[[str], ServePruneConfig]
 Problems = Callable[[str], list[str]]
 
+MODEL = "models: {m: {source: {onnx: model.onnx}}}\n"
+
+
+def model(entries: str) -> str:
+    """A config whose line 4 begins with these entries of the model `m`."""
+    return f"models:\n  m:\n    source: {{onnx: model.onnx}}\n    {entries}\n"
+
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
