@@ -260,4 +260,5 @@ class _Programme:
         return np.minimum(kept, removed), _Step(block, chosen, steps, inside)
 
     def _rounded(self, cost: float) -> int:
-        return max(self._rounding(cost / self._step), 0)
+        # One step more than there are says as much as any number, which may be infinite where a step is tiny.
+        return max(self._rounding(min(cost / self._step, self._steps + 1.0)), 0)

@@ -3,7 +3,7 @@ from itertools import product
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from serveprune.compression.pruning.allocation import (
@@ -89,6 +89,10 @@ def test_allocate_equals_brute_force_when_costs_are_multiples_of_the_resolution(
 
 
 @given(trees(whole_costs=False), st.floats(0, 120))
+@example(
+    parts=[Block("removal is dear", (), error_when_removed=0.0, cost_when_kept=0.0, cost_when_removed=2.0)],
+    budget=3e-305,
+)
 def test_allocate_loses_at_most_the_resolution_when_costs_are_any_numbers(parts: list[Part], budget: float) -> None:
     outcomes = list(every_outcome(parts))
     least = min(cost for cost, _ in outcomes)
