@@ -13,7 +13,8 @@ BIN := $(VENV)/bin
 CLIENTS := .venv-clients
 TORCHSERVE := .venv-torchserve
 PIP := $(BIN)/pip install --quiet --disable-pip-version-check
-JAVA := openjdk-17-jre-headless
+# What tests need of Debian, as command:package,package. Where it may not be installed its tests are skipped, and say so.
+TOOLS := java:openjdk-17-jre-headless
 ARGS ?=
 # Tests wait for other processes half of their time.
 WORKERS ?= 2
@@ -22,12 +23,12 @@ TEST_MODELS := magika==1.0.3 silero-vad==6.2.3
 CLIENT_PACKAGES := 'tritonclient[http,grpc]==2.73.0' kserve==0.21.0 open-inference-grpc==2.0.0 \
 	open-inference-openapi==2.0.0.1
 
-.PHONY: demo test check install java generate benchmark benchmark-serving clean
+.PHONY: demo test check install tools generate benchmark benchmark-serving clean
 
 demo: $(VENV)/installed
 	$(BIN)/serveprune demo $(ARGS)
 
-test: $(VENV)/installed-dev $(CLIENTS)/installed $(TORCHSERVE)/installed java
+test: $(VENV)/installed-dev $(CLIENTS)/installed $(TORCHSERVE)/installed tools
 	$(BIN)/pytest --numprocesses $(WORKERS) --dist loadgroup $(ARGS)
 
 check: $(VENV)/installed-dev
@@ -70,11 +71,11 @@ $(CLIENTS)/installed: Makefile
 	$(CLIENTS)/bin/pip install --quiet --disable-pip-version-check $(CLIENT_PACKAGES)
 	touch $@
 
-# TorchServe needs it; its tests are skipped where it is missing and this may not install it.
-java:
-	@command -v java > /dev/null || { test "$$(id -u)" = 0 && timeout 300 apt-get -qq update \
-		&& DEBIAN_FRONTEND=noninteractive timeout 600 apt-get -qq install -y --no-install-recommends $(JAVA) > /dev/null; } \
-		|| echo "no Java, so the tests of TorchServe will be skipped: apt-get install $(JAVA)"
+tools:
+	@missing=; for tool in $(TOOLS); do command -v $${tool%%:*} > /dev/null || missing="$$missing,$${tool#*:}"; done; \
+	test -z "$$missing" || { test "$$(id -u)" = 0 && timeout 300 apt-get -qq update && DEBIAN_FRONTEND=noninteractive \
+		timeout 900 apt-get -qq install -y --no-install-recommends $$(echo $$missing | tr , ' ') > /dev/null; } \
+		|| echo "tests that need these will be skipped: apt-get install$$(echo $$missing | tr , ' ')"
 
 # TorchServe sees what is in .venv, so that its workers import the same.
 $(TORCHSERVE)/installed: $(VENV)/installed-dev Makefile
