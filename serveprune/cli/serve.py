@@ -7,10 +7,19 @@ from serveprune.cli.serving import run, with_addresses
 from serveprune.cli.tier_table import table_console
 from serveprune.config.loading import load_config
 from serveprune.config.root import ServePruneConfig
+from serveprune.repository.named_folders import described, named_folders
 
 
 def serve(
     config: Annotated[Path, typer.Argument(help="serveprune.yaml")],
+    model: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="NAME=FOLDER",
+            help="Serve what this folder has as a model of this name, beside those of the file; what may be in it says "
+            "docs/repository.md. May be given several times.",
+        ),
+    ] = None,
     check: Annotated[
         bool, typer.Option("--check", help="Serve on free ports, send real requests to every tier, and stop.")
     ] = False,
@@ -26,9 +35,12 @@ def serve(
 
     When the file changes, or on SIGHUP, it is read again and applied whole or not at all.
     """
+    folders = named_folders(model or ())
 
     def read() -> ServePruneConfig:
-        return with_addresses(load_config(config), http=http, grpc=grpc, metrics=metrics)
+        return with_addresses(
+            load_config(config, more_models=described(folders)), http=http, grpc=grpc, metrics=metrics
+        )
 
     console = table_console(stderr=not check)
     raise typer.Exit(run(config, read, check=check, console=console, endpoints_file=endpoints_file))

@@ -1,6 +1,7 @@
 import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, TypeVar
 
 from pydantic import BaseModel, ValidationError
@@ -19,17 +20,31 @@ _Model = TypeVar("_Model", bound=BaseModel)
 _MAX_FILE_BYTES = 4 * 2**20
 
 
-def load_config(path: Path, *, environment: Mapping[str, str] | None = None) -> ServePruneConfig:
+def load_config(
+    path: Path,
+    *,
+    environment: Mapping[str, str] | None = None,
+    more_models: Mapping[str, Mapping[str, Any]] = MappingProxyType({}),
+) -> ServePruneConfig:
     """Read ``serveprune.yaml``; relative paths in it become absolute against its folder.
 
     Args:
         path: The file.
         environment: Values for `${NAME}` in the file. Default: the process's environment.
+        more_models: Are taken as if they stood under `models`, beside those of the file.
 
     Raises:
         ConfigError: All that is wrong in it, one line each: ``FILE:LINE: key.path: expected ..., got ...``.
     """
-    return _load(path, ServePruneConfig, check=consistency_problems, environment=environment)
+    return _parse(
+        _read(path),
+        ServePruneConfig,
+        file=path,
+        folder=path.parent,
+        check=consistency_problems,
+        environment=environment,
+        completed=lambda data: _with_models(data, more_models, file=path),
+    )
 
 
 def load_config_content(
@@ -151,6 +166,18 @@ def _decoded(content: bytes, *, file: Path) -> str:
         line = error.object.count(b"\n", 0, error.start) + 1
         found = f"the byte 0x{error.object[error.start]:02X}"
         raise ConfigError([f"{file}:{line}: expected UTF-8 text, got {found}"]) from None
+
+
+def _with_models(data: dict[str, Any], more: Mapping[str, Mapping[str, Any]], *, file: Path) -> dict[str, Any]:
+    own = data.get("models", {})
+    if not more or not isinstance(own, dict):
+        return data
+    both = [name for name in more if name in own]
+    if both:
+        raise ConfigError(
+            [f"{file}: models.{name}: expected another name: --model names this one too" for name in both]
+        )
+    return data | {"models": own | dict(more)}
 
 
 def _with_defaulted_sections(data: dict[str, Any], model: type[BaseModel]) -> dict[str, Any]:

@@ -112,32 +112,7 @@ class ModelFolder:
             InvalidArgument: The name is none, a link leads out of the repository, there are pickles, or too many files.
             NotFound: There is no such folder.
         """
-        expect_name(name)
-        if not (self.path / name).is_dir():
-            raise NotFound(f"the model repository has no folder {name!r}")
-        files: dict[str, tuple[int, int, int]] = {}
-        newest = 0.0
-        for path in self._walk(self.path / name):
-            self._expect_inside(path, name)
-            try:
-                found = path.stat()
-            except OSError:
-                continue  # gone meanwhile, or a link to nothing: whoever needs it will say so
-            newest = max(newest, found.st_ctime, found.st_mtime)
-            if stat.S_ISDIR(found.st_mode):
-                continue
-            if not stat.S_ISREG(found.st_mode):
-                # Whoever opened a pipe would wait for its writer.
-                raise InvalidArgument(f"model {name}: expected files, got a pipe, socket or device: {path.name}")
-            if path.suffix.lower() in _PICKLES:
-                raise InvalidArgument(
-                    f"model {name}: pickles are refused, for they run code when they are read: {path.name}; save the "
-                    "weights as safetensors, or export the model to ONNX, and remove the file"
-                )
-            files[str(path.relative_to(self.path / name))] = (found.st_size, found.st_mtime_ns, found.st_ino)
-            if len(files) > _MOST_FILES:
-                raise InvalidArgument(f"model {name}: expected at most {_MOST_FILES} files, got more")
-        return FolderContent(files, newest)
+        return look_at(self._folder(name), name=name, root=self.path)
 
     def read(self, name: str) -> FolderModel:
         """Return a model as its folder describes it.
@@ -147,37 +122,94 @@ class ModelFolder:
             ConfigError: What is wrong in its serveprune.yaml.
             NotFound: There is no such folder.
         """
-        content, folder = self.look(name), self.path / name
-        versions = _version_folders(folder)
-        file = folder / ENTRY_FILE
-        entry = load_entry(file, name=name, completed=lambda said: _completed(said, folder, versions))
-        for version, model in entry.by_version.items():
-            if isinstance(model.source, TorchSource):
-                raise InvalidArgument(
-                    f"model {name}, version {version}: a torch factory runs code, which the model repository must not; "
-                    "name it in the config file of the server instead"
-                )
-            if isinstance(model.source, ArtifactSource):
-                raise InvalidArgument(
-                    f"model {name}, version {version}: an artifact lies outside of its folder; name it in the config "
-                    "file of the server instead"
-                )
-        for path in _paths(entry.model_dump()):
-            self._expect_inside(path, name)
-        return FolderModel(entry, content.token, dict(_contents(entry, content, versions)))
+        return read_model(self._folder(name), name=name, root=self.path)
 
-    def _walk(self, folder: Path) -> Iterator[Path]:
-        yield folder
-        for parent, folders, files in os.walk(folder):
-            for each in (*folders, *files):
-                yield Path(parent, each)
+    def _folder(self, name: str) -> Path:
+        expect_name(name)
+        if not (self.path / name).is_dir():
+            raise NotFound(f"the model repository has no folder {name!r}")
+        return self.path / name
 
-    def _expect_inside(self, path: Path, name: str) -> None:
-        root = self.path.resolve()
-        if not path.resolve().is_relative_to(root):
+
+def look_at(folder: Path, *, name: str, root: Path) -> FolderContent:
+    """Return what the files of a model are like.
+
+    Args:
+        folder: Of the model.
+        name: Of the model, for messages.
+        root: What no link may lead out of: the folder, or one that it is in.
+
+    Raises:
+        InvalidArgument: A link leads out of the root, there are pickles, or too many files.
+    """
+    files: dict[str, tuple[int, int, int]] = {}
+    newest = 0.0
+    for path in _walk(folder):
+        _expect_inside(path, name=name, root=root)
+        try:
+            found = path.stat()
+        except OSError:
+            continue  # gone meanwhile, or a link to nothing: whoever needs it will say so
+        newest = max(newest, found.st_ctime, found.st_mtime)
+        if stat.S_ISDIR(found.st_mode):
+            continue
+        if not stat.S_ISREG(found.st_mode):
+            # Whoever opened a pipe would wait for its writer.
+            raise InvalidArgument(f"model {name}: expected files, got a pipe, socket or device: {path.name}")
+        if path.suffix.lower() in _PICKLES:
             raise InvalidArgument(
-                f"model {name}: {path.name} leads out of the model repository; copy what it leads to into the folder"
+                f"model {name}: pickles are refused, for they run code when they are read: {path.name}; save the "
+                "weights as safetensors, or export the model to ONNX, and remove the file"
             )
+        files[str(path.relative_to(folder))] = (found.st_size, found.st_mtime_ns, found.st_ino)
+        if len(files) > _MOST_FILES:
+            raise InvalidArgument(f"model {name}: expected at most {_MOST_FILES} files, got more")
+    return FolderContent(files, newest)
+
+
+def read_model(folder: Path, *, name: str, root: Path) -> FolderModel:
+    """Return a model as its folder describes it.
+
+    Args:
+        folder: Of the model.
+        name: Of the model.
+        root: What no link and no path may lead out of: the folder, or one that it is in.
+
+    Raises:
+        InvalidArgument: See `look_at`; or there is no model in the folder, or one that a function makes.
+        ConfigError: What is wrong in its serveprune.yaml.
+    """
+    content, versions = look_at(folder, name=name, root=root), _version_folders(folder)
+    file = folder / ENTRY_FILE
+    entry = load_entry(file, name=name, completed=lambda said: _completed(said, folder, versions, name))
+    for version, model in entry.by_version.items():
+        if isinstance(model.source, TorchSource):
+            raise InvalidArgument(
+                f"model {name}, version {version}: a torch factory runs code, which the model repository must not; "
+                "name it in the config file of the server instead"
+            )
+        if isinstance(model.source, ArtifactSource):
+            raise InvalidArgument(
+                f"model {name}, version {version}: an artifact lies outside of its folder; name it in the config "
+                "file of the server instead"
+            )
+    for path in _paths(entry.model_dump()):
+        _expect_inside(path, name=name, root=root)
+    return FolderModel(entry, content.token, dict(_contents(entry, content, versions)))
+
+
+def _walk(folder: Path) -> Iterator[Path]:
+    yield folder
+    for parent, folders, files in os.walk(folder):
+        for each in (*folders, *files):
+            yield Path(parent, each)
+
+
+def _expect_inside(path: Path, *, name: str, root: Path) -> None:
+    if not path.resolve().is_relative_to(root.resolve()):
+        raise InvalidArgument(
+            f"model {name}: {path.name} leads out of the model repository; copy what it leads to into the folder"
+        )
 
 
 def _version_folders(folder: Path) -> list[str]:
@@ -212,7 +244,7 @@ def _task(file: Path) -> str:
     return "feature-extraction"
 
 
-def _completed(said: dict[str, Any], folder: Path, versions: list[str]) -> dict[str, Any]:
+def _completed(said: dict[str, Any], folder: Path, versions: list[str], name: str) -> dict[str, Any]:
     """Add to what a model's file says where its graphs are, unless it says so itself.
 
     Raises:
@@ -223,14 +255,14 @@ def _completed(said: dict[str, Any], folder: Path, versions: list[str]) -> dict[
     source = _source(folder)
     if source is not None and (versions or "versions" in said):
         raise InvalidArgument(
-            f"model {folder.name}: expected one model, or a folder for each version, got both; take one of them away"
+            f"model {name}: expected one model, or a folder for each version, got both; take one of them away"
         )
     if source is not None:
         return said | {"source": source}
     told = said.get("versions", {})
     if not versions and not told:
         raise InvalidArgument(
-            f"model {folder.name}: expected model.onnx, one .pt2 file, a config.json as save_pretrained writes it, or "
+            f"model {name}: expected model.onnx, one .pt2 file, a config.json as save_pretrained writes it, or "
             "a folder with one of these for each version, got none"
         )
     if not isinstance(told, dict):
