@@ -74,9 +74,14 @@ class ServerProcess:
     """A running server on free ports, its log, and clients of it."""
 
     def __init__(
-        self, config: Path, *, environment: Mapping[str, str] | None = None, options: tuple[str, ...] = ()
+        self,
+        config: Path,
+        *,
+        environment: Mapping[str, str] | None = None,
+        options: tuple[str, ...] = (),
+        on_free_ports: bool = True,
     ) -> None:
-        """Start; `wait_open` waits until all ports are open.
+        """Start; `wait_open` waits until all ports are open. Not on free ports it listens where config or options say.
 
         All its processes are marked with the folder of the config, so that what it leaves behind can be found.
         """
@@ -84,7 +89,8 @@ class ServerProcess:
         self.log_file = config.parent / "server.log"
         self._endpoints_file = config.parent / "endpoints.json"
         self._endpoints_file.unlink(missing_ok=True)
-        addresses = [word for front in ("http", "grpc", "metrics") for word in (f"--{front}", "127.0.0.1:0")]
+        fronts = ("http", "grpc", "metrics") if on_free_ports else ()
+        addresses = [word for front in fronts for word in (f"--{front}", "127.0.0.1:0")]
         with self.log_file.open("wb") as log:
             self.process = subprocess.Popen(
                 [*COMMAND, "serve", str(config), *addresses, "--endpoints-file", str(self._endpoints_file), *options],
