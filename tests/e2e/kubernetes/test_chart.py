@@ -192,6 +192,16 @@ def test_large_numbers_arrive_as_they_were_given(rendered: dict[str, list[Manife
     assert (server.max_queued_requests, server.drain_seconds) == (1_000_000, 12.5)
 
 
+def test_values_of_the_documentation_are_read_by_the_server(tmp_path: Path) -> None:
+    text = (DEPLOY.parent / "docs" / "kubernetes.md").read_text()
+    found = re.search(r"```yaml\n# values.yaml\n(.*?)```", text, re.DOTALL)
+    assert found is not None
+    for file in ("fashion.onnx", "calibration.npz", "evaluation.npz"):
+        (tmp_path / file).write_text("content")
+    config = load(render(yaml.safe_load(found[1])), tmp_path)
+    assert config.model("fashion").tiers == ("dense", "int8")
+
+
 @pytest.mark.parametrize(
     ("resources", "executors"),
     [
