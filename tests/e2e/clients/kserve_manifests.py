@@ -5,7 +5,7 @@ Arguments: YAML files. Unknown fields, missing ones, and values of another type 
 
 import re
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,7 @@ KINDS = {
     "ConfigMap": (kubernetes.client, "V1ConfigMap"),
 }
 ITEM = re.compile(r"(?P<outer>list|dict)[\[(](str, )?(?P<inner>.+)[\])]", re.IGNORECASE)
-SCALARS = {"str": str, "int": int, "bool": bool, "float": (int, float)}
+SCALARS: Mapping[str, tuple[type, ...]] = {"str": (str,), "int": (int,), "bool": (bool,), "float": (int, float)}
 
 
 def problems(value: Any, kind: str, where: str) -> Iterator[str]:
@@ -66,11 +66,13 @@ def _problems_of_class(value: Any, kind: str, where: str) -> Iterator[str]:
 
 
 if __name__ == "__main__":
-    said = []
+    said: list[str] = []
     count = 0
     for file in sys.argv[1:]:
         for manifest in yaml.safe_load_all(Path(file).read_text(encoding="utf-8")):
             _, kind = KINDS[manifest["kind"]]
             said += problems(manifest, kind, manifest["kind"])
             count += 1
-    sys.exit("\n".join(said) if said else print(f"{count} are as they should be"))
+    if said:
+        sys.exit("\n".join(said))
+    print(f"{count} are as they should be")
