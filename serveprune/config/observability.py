@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BeforeValidator, Field, WithJsonSchema
 
 from serveprune.config.base import ConfigModel
-from serveprune.config.numbers import Number, WholeNumber
+from serveprune.config.numbers import PositiveNumber, Share, WholeNumber
 from serveprune.config.problem import description
 
 _URL = re.compile(r"https?://[^\s/?#@]+(/[^\s?#@]*)?", re.IGNORECASE)
@@ -37,7 +37,7 @@ class TracingConfig(ConfigModel):
     protocol: Literal["http/protobuf", "grpc"] | None = Field(
         default=None, description="OTLP over HTTP or gRPC. Default: OTEL_EXPORTER_OTLP_PROTOCOL, or http/protobuf."
     )
-    sample_ratio: Annotated[Number, Field(ge=0, le=1)] | None = Field(
+    sample_ratio: Share | None = Field(
         default=None,
         description="Share of the requests that are traced; one whose caller says whether it is follows that. "
         "Default: OTEL_TRACES_SAMPLER, or all.",
@@ -53,8 +53,8 @@ class TracingConfig(ConfigModel):
 class AccessLogConfig(ConfigModel):
     """A line of the log for requests: docs/logs.md."""
 
-    sample_ratio: Number = Field(default=0.0, ge=0, le=1, description="Share of all requests that get a line.")
-    slow_seconds: Annotated[Number, Field(gt=0)] | None = Field(
+    sample_ratio: Share = Field(default=0.0, description="Share of all requests that get a line.")
+    slow_seconds: PositiveNumber | None = Field(
         default=None, description="Requests that take as long as this get one in any case. Default: none do."
     )
     errors: bool = Field(default=True, description="So do requests that fail.")

@@ -15,6 +15,8 @@ TraceIds = Callable[[], tuple[str, str] | None]
 _MAX_MESSAGE_CHARACTERS = 8192
 _MAX_TRACEBACK_CHARACTERS = 16384
 _PLAIN = re.compile(r"[^\s\"=\\\x00-\x1f\x7f-\x9f\u2028\u2029]+")
+_BREAKS = re.compile(r"[\x7f-\x9f\u2028\u2029]")
+"""What JSON leaves as it is, and some readers take for the end of a line."""
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
 
 
@@ -54,7 +56,8 @@ class JsonLines(logging.Formatter):
                 "message": _cut(str(error), _MAX_MESSAGE_CHARACTERS),
                 "traceback": _cut(self.formatException(record.exc_info), _MAX_TRACEBACK_CHARACTERS),
             }
-        return orjson.dumps(_encodable(line), default=str, option=orjson.OPT_NON_STR_KEYS).decode()
+        written = orjson.dumps(_encodable(line), default=str, option=orjson.OPT_NON_STR_KEYS).decode()
+        return _BREAKS.sub(lambda found: f"\\u{ord(found[0]):04x}", written)
 
 
 class TextLines(logging.Formatter):

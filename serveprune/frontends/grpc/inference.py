@@ -9,7 +9,7 @@ from typing import Any
 
 from google.protobuf.message import Message
 
-from serveprune.errors import Cancelled, Code, DeadlineExceeded, InvalidArgument, ServePruneError
+from serveprune.errors import Cancelled, Code, DeadlineExceeded, Internal, InvalidArgument, ServePruneError
 from serveprune.frontends.authorization import Authorization
 from serveprune.frontends.grpc.decoding import TIER_METADATA, Metadata, decode_request
 from serveprune.frontends.grpc.encoding import (
@@ -160,15 +160,12 @@ class InferenceService:
         record = self._observer.begin("grpc", self.infer_method[1:], context.invocation_metadata())
         observed = ObservedRequest(self._observer, record)
         try:
-            message = self._infer(request, context, observed=observed)
-        except ServePruneError as error:
-            observed.failed(error)
+            return self._infer(request, context, observed=observed)
+        except Exception as error:
+            # What else than our own errors it is, its caller is not told either.
+            observed.failed(error if isinstance(error, ServePruneError) else Internal("internal error"))
             _add_trailing(context, observed.answered(size_bytes=0))
             raise
-        finally:
-            # Whatever else it was that ended it, it ends now.
-            observed.left()
-        return message
 
     def _infer(
         self, request: pb.ModelInferRequest, context: ServicerContext, *, observed: ObservedRequest | None = None

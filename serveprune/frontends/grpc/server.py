@@ -168,6 +168,7 @@ class GrpcFrontend:
             pool=quick,
             on_rejected=self._on_rejected,
             authorization=self._authorization,
+            observer=self._observer,
         )
 
     def _bind(self, server: Server) -> int:
