@@ -110,7 +110,7 @@ WAYS: Mapping[str, Ask] = {
 }
 
 
-@pytest.fixture(params=WAYS.values(), ids=WAYS.keys())
+@pytest.fixture(params=list(WAYS.values()), ids=list(WAYS))
 def ask(request: pytest.FixtureRequest, both: Observed) -> Callable[[Mapping[str, str]], Mapping[str, str]]:
     way: Ask = request.param
     return lambda headers: way(both, headers)

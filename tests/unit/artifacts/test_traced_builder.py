@@ -1,6 +1,7 @@
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from itertools import count
+from pathlib import Path
 from threading import Event
 from typing import Any
 
@@ -9,7 +10,9 @@ from serveprune.artifacts.traced_builder import TracedBuilder
 from serveprune.config.model import ModelConfig, OnnxSource
 
 REQUEST = BuildRequest.model_construct(
-    model_name="m", model=ModelConfig.model_construct(version="3", source=OnnxSource.model_construct()), tier="int8"
+    model_name="m",
+    model=ModelConfig.model_construct(version="3", source=OnnxSource.model_construct(onnx=Path("m.onnx"))),
+    tier="int8",
 )
 
 
