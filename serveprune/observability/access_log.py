@@ -11,7 +11,6 @@ _log = logging.getLogger(ACCESS_LOGGER)
 
 _FAULTS_OF_THE_SERVER = frozenset((Code.INTERNAL, Code.DATA_LOSS))
 _DIGITS = 6
-_MAX_ERROR_CHARACTERS = 500
 
 
 class AccessLog:
@@ -80,7 +79,7 @@ def fields_of(record: RequestRecord) -> dict[str, Any]:
         "batch_rows": record.batch_rows,
         "bytes_in": record.bytes_in,
         "bytes_out": record.bytes_out,
-        "error": record.error[:_MAX_ERROR_CHARACTERS] or None,
+        "error": record.error or None,
     }
     return {name: value for name, value in fields.items() if value is not None}
 

@@ -74,7 +74,7 @@ class RequestObserver:
 
     def asked(self, record: RequestRecord, *, model: str, version: str | None, id: str | None) -> None:
         """Note what a request asks for, once it is decoded."""
-        record.model, record.version = model, version or ""
+        record.asks_for(model, version)
         if record.request_id is None:
             record.request_id = accepted_id(id)
 

@@ -6,6 +6,9 @@ if TYPE_CHECKING:
 
 OK = "OK"
 
+_MAX_ERROR_CHARACTERS = 500
+_MAX_NAME_CHARACTERS = 256
+
 
 @dataclass(slots=True, eq=False)
 class RequestRecord:
@@ -57,10 +60,14 @@ class RequestRecord:
     compute_seconds: float | None = None
     batch_rows: int | None = None
 
+    def asks_for(self, model: str, version: str | None) -> None:
+        """Note what its caller calls the model, which may be anything."""
+        self.model, self.version = model[:_MAX_NAME_CHARACTERS], (version or "")[:_MAX_NAME_CHARACTERS]
+
     def failed(self, code: str, message: str) -> None:
         """Note why it cannot be answered, unless it has ended."""
         if self.ended is None:
-            self.code, self.error = code, message
+            self.code, self.error = code, message[:_MAX_ERROR_CHARACTERS]
 
     @property
     def total_seconds(self) -> float | None:

@@ -309,12 +309,11 @@ def test_server_without_its_collector_answers_and_stops(folder: Path, tmp_path: 
     config = write_config(
         tmp_path,
         store={"path": str(folder / "store")},
-        server={"tracing": {"endpoint": f"http://127.0.0.1:{free}"}, "logs": {"format": "json"}, "drain_seconds": 2},
+        server={"tracing": {"endpoint": f"http://127.0.0.1:{free}"}, "drain_seconds": 2},
         models={"add": {"source": {"onnx": "add.onnx"}, "tiers": ["dense"]}},
     )
-    with ServerProcess(
-        config, environment={"OTEL_BSP_SCHEDULE_DELAY": "50", "OTEL_BSP_MAX_QUEUE_SIZE": "512"}
-    ) as server:
+    environment = {"OTEL_BSP_SCHEDULE_DELAY": "50", "OTEL_BSP_MAX_QUEUE_SIZE": "512"}
+    with ServerProcess(config, environment=environment, options=("--log-format", "json")) as server:
         server.wait_open().wait_ready("add")
         for _ in range(400):
             assert server.http.post(ADD, json=ADD_REQUEST).status_code == 200

@@ -19,7 +19,7 @@ class HttpObservation:
         """Begin to record a request whose head is there."""
         method = _ROUTE if route.version is None else _ROUTE_OF_VERSION
         record = self._observer.begin("http", method, headers, scheme=self._scheme)
-        record.model, record.version = route.model, route.version or ""
+        record.asks_for(route.model, route.version)
         return ObservedRequest(self._observer, record)
 
 
