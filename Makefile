@@ -82,7 +82,7 @@ tools:
 
 # Debian's package would install a service that runs; its two programs need nothing else of it, and no root.
 $(UNPACKED)/prometheus:
-	@command -v prometheus promtool > /dev/null || { mkdir -p $(UNPACKED) && cd $(UNPACKED) && \
+	@command -v promtool > /dev/null || { mkdir -p $(UNPACKED) && cd $(UNPACKED) && \
 		{ apt-get -qq download prometheus || { test "$$(id -u)" = 0 && timeout 300 apt-get -qq update && \
 			apt-get -qq download prometheus; }; } && dpkg -x prometheus_*.deb . && rm prometheus_*.deb && touch prometheus; } \
 		|| echo "tests that need prometheus will be skipped: apt-get download prometheus did not work"

@@ -143,7 +143,9 @@ def test_rules_do_what_their_tests_say() -> None:
 
 
 def test_every_alert_is_seen_to_fire_and_not_to_fire_and_every_record_is_worked_out() -> None:
-    fires, is_silent, recorded = set(), set(), set()
+    fires: set[str] = set()
+    is_silent: set[str] = set()
+    recorded: set[str] = set()
     for file in (PROMETHEUS / "tests").glob("*.yml"):
         for test in yaml.safe_load(file.read_text())["tests"]:
             for case in test["promql_expr_test"]:
