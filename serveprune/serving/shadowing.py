@@ -101,7 +101,7 @@ class Shadowing:
                 self._thread.start()
 
     def expect(self, model: Model) -> None:
-        """Make the series of a model's shadow, before anything is compared: rates over them are right from the start."""
+        """Make the series of a model's shadow before anything is compared, so that rates over them are right."""
         shadow = self._shadows.get(model.name)
         if shadow is None:
             return

@@ -2,10 +2,13 @@
 
 import itertools
 import json
+import os
 import re
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import promql_parser
@@ -165,6 +168,20 @@ def test_alert_says_what_to_do_and_where_to_read_on(name: str) -> None:
     headings = re.findall(r"^#+ (.+)$", (ROOT / page).read_text(encoding="utf-8"), re.MULTILINE)
     # As Git forges make them.
     assert anchor in {re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+def test_objectives_change_as_the_page_says(tmp_path: Path) -> None:
+    (commands,) = re.findall(
+        r"^```\n(sed .+?)^```", (ROOT / "docs/monitoring.md").read_text(), re.MULTILINE | re.DOTALL
+    )
+    rule_folder = tmp_path / "deploy" / "prometheus" / "rules"
+    shutil.copytree(PROMETHEUS / "rules", rule_folder)
+    tools = {**os.environ, "PATH": f"{os.environ['PATH']}:{Path(prometheus_tool('promtool')).parent}"}
+    done = subprocess.run(["sh", "-ec", commands], cwd=tmp_path, env=tools, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stdout + done.stderr
+    changed, before = (rules_of / "recording.yml" for rules_of in (rule_folder, PROMETHEUS / "rules"))
+    assert changed.read_text().count("vector(0.005)") == before.read_text().count("vector(0.001)") == 1
+    assert changed.read_text().count('le="0.1"') == before.read_text().count('le="0.25"') > 0
 
 
 def test_names_of_alerts_and_records_are_used_once() -> None:

@@ -23,6 +23,15 @@ CANARY = {
     "guards": {"max_error_ratio": 0.5, "min_samples": 20, "window": "5m"},
 }
 
+# What nobody has done yet is there all the same, at zero: its first rise would be missed otherwise.
+NOT_YET = {
+    'serveprune_shadowed_requests_total{outcome="failed"}',
+    'serveprune_rollout_changes_total{kind="resumed"}',
+    'serveprune_admin_requests_total{operation="rollout.promote", code="INTERNAL"}',
+    'serveprune_builds_total{outcome="failed"}',
+    'serveprune_dropped_requests_total{reason="hopeless"}',
+}
+
 
 class Load:
     """Clients that ask for all tiers in all ways, and one that asks for what there is not, until they are stopped."""
@@ -106,6 +115,7 @@ def test_every_query_of_dashboard_and_rules_returns_data_and_no_alert_fires(
     _, prometheus = watched
     chosen = {**everything(), "model": "fashion", "tier": "int8"}
     missing = {
+        *NOT_YET,
         *(substituted(query, everything()) for _, query in panel_queries()),
         *(rule["expr"] for rule in rules() if "record" in rule),
         *(rule["record"] for rule in rules() if "record" in rule),
