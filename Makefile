@@ -12,6 +12,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 CLIENTS := .venv-clients
 TORCHSERVE := .venv-torchserve
+UNPACKED := .tools
 PIP := $(BIN)/pip install --quiet --disable-pip-version-check
 # What tests need of Debian, as command:package,package. Where it may not be installed its tests are skipped, and say so.
 TOOLS := java:openjdk-17-jre-headless promtool:prometheus
@@ -28,7 +29,7 @@ CLIENT_PACKAGES := 'tritonclient[http,grpc]==2.73.0' kserve==0.21.0 open-inferen
 demo: $(VENV)/installed
 	$(BIN)/serveprune demo $(ARGS)
 
-test: $(VENV)/installed-dev $(CLIENTS)/installed $(TORCHSERVE)/installed tools
+test: $(VENV)/installed-dev $(CLIENTS)/installed $(TORCHSERVE)/installed tools $(UNPACKED)/prometheus
 	$(BIN)/pytest --numprocesses $(WORKERS) --dist loadgroup $(ARGS)
 
 check: $(VENV)/installed-dev
@@ -38,10 +39,12 @@ check: $(VENV)/installed-dev
 	$(BIN)/lint-imports
 	$(BIN)/python deploy/generate_protos.py --check
 	$(BIN)/python deploy/generate_reference.py --check
+	$(BIN)/python deploy/generate_dashboard.py --check
 
 generate: $(VENV)/installed-dev
 	$(BIN)/python deploy/generate_protos.py
 	$(BIN)/python deploy/generate_reference.py
+	$(BIN)/python deploy/generate_dashboard.py
 
 benchmark: $(VENV)/installed-dev
 	$(BIN)/python tests/benchmarks/tiers.py
@@ -77,6 +80,13 @@ tools:
 		timeout 900 apt-get -qq install -y --no-install-recommends $$(echo $$missing | tr , ' ') > /dev/null; } \
 		|| echo "tests that need these will be skipped: apt-get install$$(echo $$missing | tr , ' ')"
 
+# Debian's package would install a service that runs; its two programs need nothing else of it, and no root.
+$(UNPACKED)/prometheus:
+	@command -v promtool > /dev/null || { mkdir -p $(UNPACKED) && cd $(UNPACKED) && \
+		{ apt-get -qq download prometheus || { test "$$(id -u)" = 0 && timeout 300 apt-get -qq update && \
+			apt-get -qq download prometheus; }; } && dpkg -x prometheus_*.deb . && rm prometheus_*.deb && touch prometheus; } \
+		|| echo "tests that need prometheus will be skipped: apt-get download prometheus did not work"
+
 # TorchServe sees what is in .venv, so that its workers import the same.
 $(TORCHSERVE)/installed: $(VENV)/installed-dev Makefile
 	test -x $(TORCHSERVE)/bin/python || $(PYTHON) -m venv $(TORCHSERVE)
@@ -86,4 +96,4 @@ $(TORCHSERVE)/installed: $(VENV)/installed-dev Makefile
 	touch $@
 
 clean:
-	rm -rf $(VENV) $(CLIENTS) $(TORCHSERVE) .venv-peers serveprune-demo .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .hypothesis
+	rm -rf $(VENV) $(CLIENTS) $(TORCHSERVE) $(UNPACKED) .venv-peers serveprune-demo .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .hypothesis

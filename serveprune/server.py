@@ -238,11 +238,11 @@ class Server:
     def _deploy(self, config: ServePruneConfig, models: Iterable[Model]) -> None:
         """Spread the traffic of models as the config says."""
         deployments = {name: config.deployment(name) for name in config.models}
+        self._shadowing.deploy(deployments)
         for model in models:
             self._expect(model)
             self._router.deploy(model, deployments[model.name])
         self.sides.deploy(deployments)
-        self._shadowing.deploy(deployments)
         if self.rollouts is not None:
             self.rollouts.deploy(deployments)
         self._scheduler.share_out({name: deployment.share for name, deployment in deployments.items()})
@@ -257,6 +257,7 @@ class Server:
     def _expect(self, model: Model) -> None:
         """Make the series of a model's tiers."""
         self.dataplane.expect(model)
+        self._shadowing.expect(model)
         for tier in model.config.tiers:
             identity = (*model.key, tier)
             self._batch_rows[identity] = self.metrics.histogram(series.BATCH_ROWS, *identity)

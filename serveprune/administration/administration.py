@@ -53,6 +53,9 @@ class Administration:
         self._config_host = config_host
         self._audit = audit
         self._metrics = metrics
+        for operation in (*AdminOperation, UNKNOWN):
+            for code in (_OK, *Code):
+                metrics.counter(series.ADMIN_REQUESTS, operation, code)
 
     def config(self) -> dict[str, Any]:
         """Return what became of the config file the last time it was read, ready for JSON."""

@@ -83,6 +83,9 @@ class Rollouts:
             for model, deployment in wanted.items():
                 if model not in self._canaries:
                     state = StateFile(self._folder, model)
+                    # Before anything happens, so that what happens first is seen to be more than before.
+                    for kind in ChangeKind:
+                        self._metrics.counter(series.ROLLOUT_CHANGES, model, kind)
                     self._canaries[model] = Canary(model, deployment, state, on_change=self._note)
 
     def tick(self, observed: Mapping[str, Observation]) -> dict[str, Weights]:

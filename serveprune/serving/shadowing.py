@@ -100,6 +100,18 @@ class Shadowing:
                 self._thread = threading.Thread(target=self._run, name="shadow", daemon=True)
                 self._thread.start()
 
+    def expect(self, model: Model) -> None:
+        """Make the series of a model's shadow before anything is compared, so that rates over them are right."""
+        shadow = self._shadows.get(model.name)
+        if shadow is None:
+            return
+        for tier in model.config.tiers:
+            if tier != shadow.tier:
+                labels = (*model.key, tier, shadow.tier)
+                self._metrics.histogram(series.SHADOW_AGREEMENT, *labels)
+                for outcome in ShadowOutcome:
+                    self._metrics.counter(series.SHADOWED, *labels, outcome)
+
     def sample(self, model: Model, route: Route, feeds: Mapping[str, Array]) -> ShadowSample | None:
         """Return what is to be computed once more, if this request is one of those."""
         shadow = self._shadows.get(model.name)

@@ -152,3 +152,15 @@ def test_stop_waits_for_no_calm_moment(planes: Shadowed) -> None:
     assert planes.shadowing.stop(timeout_seconds=30)
     ask(planes)
     assert planes.agreements() == 0
+
+
+def test_series_are_there_before_anything_is_compared(planes: Shadowed) -> None:
+    planes.shadow()
+    planes.shadowing.expect(planes.model)
+    shown = {
+        sample.labels["outcome"]: sample.value
+        for family in planes.metrics.registry.collect()
+        for sample in family.samples
+        if sample.name == series.SHADOWED.name and tuple(sample.labels.values())[:4] == PAIR
+    }
+    assert shown == dict.fromkeys(ShadowOutcome, 0)
