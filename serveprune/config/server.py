@@ -114,6 +114,11 @@ class AdminConfig(ConfigModel):
     tokens: Annotated[TokensConfig, NeverEmpty] = Field(
         description="Tokens of operators, of which each call has to show one; other ones than those of clients."
     )
+    through_ui: bool = Field(
+        default=False,
+        description="Whether the page at `/ui` of the HTTP port hands calls on, of whoever shows a token of operators: "
+        "docs/ui.md.",
+    )
 
 
 class ServerConfig(ConfigModel):
@@ -143,6 +148,10 @@ class ServerConfig(ConfigModel):
     )
     admin: Annotated[AdminConfig | None, NeverEmpty] = Field(
         default=None, description="The admin API, on ports of its own. Default: there is none."
+    )
+    ui: bool = Field(
+        default=True,
+        description="The page at `/ui` of the HTTP port, which shows tiers, live figures and rollouts: docs/ui.md.",
     )
     processes: WholeNumber = Field(
         default=1,

@@ -65,6 +65,7 @@ class Reloader:
         apply: Callable[[ServePruneConfig], None],
         metrics: Metrics,
         is_asked: Callable[[], bool] = lambda: False,
+        on_reload: Callable[[Reload, ServePruneConfig], None] = lambda done, config: None,
         clock: Callable[[], float] = time.time,
     ) -> None:
         """Take what is served for what the file says; nothing runs yet.
@@ -76,6 +77,7 @@ class Reloader:
             apply: Has the server serve a config that was checked.
             metrics: Shows whether it went well.
             is_asked: Tells, once, that the file is to be read again though it may not have changed.
+            on_reload: Told how each attempt ended, the first one included, and which config is served since.
             clock: Seconds since the epoch.
         """
         self._file = file
@@ -84,6 +86,7 @@ class Reloader:
         self._apply = apply
         self._metrics = metrics
         self._is_asked = is_asked
+        self._on_reload = on_reload
         self._clock = clock
         self.last = Reload(ReloadOutcome.APPLIED, clock())
         self._stopped = threading.Event()
@@ -171,6 +174,7 @@ class Reloader:
         self._metrics.gauge(series.CONFIG_RELOAD_SUCCESSFUL).set(is_good)
         if is_good:
             self._metrics.gauge(series.CONFIG_RELOAD_SECONDS).set(done.ended)
+        self._on_reload(done, self.config)
 
 
 def change_in_words(change: Change) -> str:

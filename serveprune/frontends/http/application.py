@@ -11,6 +11,7 @@ from serveprune.frontends.http.asgi import Receive, Scope, Send
 from serveprune.frontends.http.body import inflate, read_body
 from serveprune.frontends.http.body_budget import BodyBudget
 from serveprune.frontends.http.inference import InferenceHandler
+from serveprune.frontends.http.page import Page, is_of_page
 from serveprune.frontends.http.reply import Reply, error_reply, json_reply
 from serveprune.frontends.http.request_headers import parse_headers
 from serveprune.frontends.http.routes import HttpRoute, Operation, find_route
@@ -46,11 +47,13 @@ class HttpApplication:
         workers: Executor,
         on_rejected: Callable[[Code], None],
         authorization: Authorization | None = None,
+        page: Page | None = None,
     ) -> None:
         self._dataplane = dataplane
         self._controlplane = controlplane
         self._config = config
         self._authorization = authorization
+        self._page = page
         # A body as large as one may be always finds room in an idle server.
         self._budget = BodyBudget(max(config.max_buffered_bytes, config.max_request_bytes))
         self.inference = InferenceHandler(
@@ -64,6 +67,8 @@ class HttpApplication:
 
     async def _reply(self, scope: Scope, receive: Receive) -> Reply:
         try:
+            if self._page is not None and is_of_page(scope["raw_path"]):
+                return await self._page.reply(scope, receive)
             route = find_route(scope["method"], scope["raw_path"])
             if self._authorization is not None:
                 self._authorize(self._authorization, route, scope)

@@ -8,7 +8,9 @@ from serveprune.frontends.certificates import ServerCertificate
 from serveprune.frontends.http.application import HttpApplication
 from serveprune.frontends.http.direct_inference import DirectInference
 from serveprune.frontends.http.endpoint import HttpEndpoint
-from serveprune.frontends.planes import ControlPlane, DataPlane
+from serveprune.frontends.http.operator_call import AskOperators
+from serveprune.frontends.http.page import Page
+from serveprune.frontends.planes import ControlPlane, DataPlane, PageData
 from serveprune.frontends.watched_files import WatchedFiles
 
 _WORKERS = 4
@@ -25,6 +27,8 @@ class HttpFrontend:
         on_rejected: Told the code of each inference request that fails to reach the data plane.
         certificate: For TLS; without one nothing is encrypted.
         authorization: Judges who may ask; without one everybody may.
+        page_data: What the page at ``/ui`` shows; without it there is none.
+        ask_operators: Answers the calls to the admin API that come through the page; without it none may come so.
     """
 
     def __init__(
@@ -36,9 +40,20 @@ class HttpFrontend:
         on_rejected: Callable[[Code], None],
         certificate: WatchedFiles[ServerCertificate] | None = None,
         authorization: Authorization | None = None,
+        page_data: PageData | None = None,
+        ask_operators: AskOperators | None = None,
     ) -> None:
         self._config = config
         self._workers = ThreadPoolExecutor(_WORKERS, thread_name_prefix="http-worker")
+        page = None
+        if page_data is not None:
+            page = Page(
+                page_data,
+                workers=self._workers,
+                authorization=authorization,
+                ask_operators=ask_operators,
+                body_timeout_seconds=config.body_timeout_seconds,
+            )
         application = HttpApplication(
             dataplane,
             controlplane,
@@ -46,6 +61,7 @@ class HttpFrontend:
             workers=self._workers,
             on_rejected=on_rejected,
             authorization=authorization,
+            page=page,
         )
         self._endpoint = HttpEndpoint(
             application,
