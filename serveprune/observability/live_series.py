@@ -13,12 +13,8 @@ from serveprune.observability.shared_values import MergedCollector
 
 _COUNTED = {series.REQUESTS.name: ("codes", "code"), series.SERVED_TIER.name: ("reasons", "reason")}
 """Counter -> under which word its values go, by which label."""
-_TIMED = {
-    series.REQUEST_SECONDS.name: "total",
-    series.QUEUE_SECONDS.name: "queue",
-    series.COMPUTE_SECONDS.name: "compute",
-}
-_SHOWN = frozenset(name.removesuffix("_total") for name in (*_COUNTED, *_TIMED))
+_TIMED = series.REQUEST_SECONDS.name
+_SHOWN = frozenset(name.removesuffix("_total") for name in (*_COUNTED, _TIMED))
 
 
 class LiveSeries:
@@ -41,7 +37,6 @@ class LiveSeries:
         last bucket beside them has none. Buckets count what is at most their bound.
         """
         tiers: dict[tuple[str, str, str], dict[str, Any]] = {}
-        # Before the counts are read, so that a rate is never too high.
         seconds = time.monotonic()
         for family in self._families():
             for sample in family.samples:
@@ -55,26 +50,18 @@ class LiveSeries:
                     if sample.value:
                         tier[word][labels[label]] = sample.value
                     continue
-                name, _, part = sample.name.rpartition("_")
-                if part == "bucket":
-                    tier[_TIMED[name]]["buckets"].append((float(labels["le"]), sample.value))
-                elif part == "sum":
-                    tier[_TIMED[name]]["sum"] = sample.value
+                if sample.name == f"{_TIMED}_bucket":
+                    tier["buckets"].append((float(labels["le"]), sample.value))
         for tier in tiers.values():
-            for word in _TIMED.values():
-                tier[word]["buckets"] = [count for _, count in sorted(tier[word]["buckets"])]
+            tier["buckets"] = [count for _, count in sorted(tier["buckets"])]
         return {"seconds": seconds, "bounds": list(series.REQUEST_SECONDS.buckets), "tiers": list(tiers.values())}
 
     def _families(self) -> Iterable[Family]:
         if self._merged is not None:
             return [family for family in self._merged.collect() if family.name in _SHOWN]
-        return self._registry.restricted_registry([*_COUNTED, *_SUFFIXED]).collect()
-
-
-_SUFFIXED = [f"{name}{suffix}" for name in _TIMED for suffix in ("_bucket", "_sum")]
+        return self._registry.restricted_registry([*_COUNTED, f"{_TIMED}_bucket"]).collect()
 
 
 def _empty(key: tuple[str, str, str]) -> dict[str, Any]:
     model, version, tier = key
-    timed = {word: {"buckets": [], "sum": 0.0} for word in _TIMED.values()}
-    return {"model": model, "version": version, "tier": tier, "codes": {}, "reasons": {}, **timed}
+    return {"model": model, "version": version, "tier": tier, "codes": {}, "reasons": {}, "buckets": []}

@@ -31,7 +31,7 @@ _TYPES = {
     ".js": b"text/javascript; charset=utf-8",
     ".svg": b"image/svg+xml",
 }
-_FRESH_SECONDS = 0.5
+_FRESH_SECONDS = 1.0
 """However many look at the page, what it shows is made no more often than that."""
 _MAX_BODY_BYTES = 2**16
 _MAX_BODIES_BYTES = 2**20

@@ -59,7 +59,7 @@ function between(before, now, key) {
     const more = total - (one?.reasons[reason] ?? 0);
     if (more > 0) reasons[reason] = more;
   }
-  const buckets = difference(one?.total.buckets, other?.total.buckets);
+  const buckets = difference(one?.buckets, other?.buckets);
   return { rate: count / took, count, errors: count - good, reasons, buckets, bounds: now.bounds };
 }
 

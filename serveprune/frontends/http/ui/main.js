@@ -1,7 +1,7 @@
 import { operate, Refused, state, tokens } from "./api.js";
 import { Compare } from "./compare.js";
 import { drawConfig } from "./config.js";
-import { byId, drawer, h, say } from "./dom.js";
+import { byId, chip, drawer, h, say } from "./dom.js";
 import { milliseconds, percent, rate } from "./format.js";
 import { added, History, keyOf, KEPT_SECONDS, quantile } from "./live.js";
 import { detailOf, metricOf, pareto, placed, rates } from "./picture.js";
@@ -15,6 +15,7 @@ const table = new TierTable(byId("tiers"));
 const compare = new Compare(byId("try"), byId("answers"));
 const showRollout = drawer(byId("rollout"), (shown) => drawRollout(shown, (name) => confirmAct(shown.rollout.model, name)));
 const showConfig = drawer(byId("config"), (shown) => drawConfig(shown, reload));
+const showLegend = drawer(byId("rates-legend"), (names) => names.map((name, index) => h("span", {}, chip(index), name)));
 const showModels = drawer(byId("models"), drawModels);
 
 let latest = null;
@@ -156,6 +157,7 @@ function drawPlots(model) {
   say(byId("picture-sub"), `${metricOf(model)} on held-out inputs${batch ? `, against the latency of a batch of ${batch}` : ""}, measured at build`);
   showPicture({ width: box.clientWidth, height: box.clientHeight, model: model.name, version: model.version, dots: placed(model) }, model);
   if (!byId("picture").contains(document.activeElement) && !box.querySelector(":hover")) showDot(null, model);
+  showLegend(model.tiers.map((tier) => tier.tier));
   const plot = byId("rates");
   const lines = model.tiers.map((tier, index) => ({ tier: tier.tier, index, points: history.rates(keyFor(model, tier)) }));
   plot.replaceChildren(rates(lines.filter((line) => line.points.some((point) => point.rate > 0)), { width: plot.clientWidth, height: plot.clientHeight, now: history.now, span: KEPT_SECONDS }));
