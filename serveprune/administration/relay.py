@@ -10,7 +10,7 @@ from serveprune.administration.http_application import AdminHttpApplication
 from serveprune.errors import ResourceExhausted, Unavailable
 from serveprune.frontends.http.operator_call import OperatorAnswer, OperatorCall
 
-_WORKERS = 2
+_WORKERS = 4
 _MOST_CALLS = 32
 """In progress or waiting; more are refused."""
 
@@ -45,7 +45,7 @@ class Relay:
         self._workers.shutdown(wait=False, cancel_futures=True)
 
     def _run(self, call: OperatorCall) -> OperatorAnswer:
-        # They are rare, and one that lasts, such as a reload, holds up no other.
+        # They are rare, so each may have a loop of its own.
         return asyncio.run(self._answer(call))
 
     async def _answer(self, call: OperatorCall) -> OperatorAnswer:

@@ -4,6 +4,7 @@ import json
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +33,8 @@ CANARY = {
     "steps": [{"setWeight": 20}, {"pause": {}}, {"setWeight": 50}, {"pause": {}}],
     "guards": {"max_error_ratio": 0.05, "min_samples": 20, "window": "5m"},
 }
+NOTHING = "\N{EN DASH}"
+"""What the page shows in place of a figure that there is none of."""
 HOSTILE = "<img src=x onerror=document.title='broken'>"
 
 
@@ -104,7 +107,7 @@ def figure(browser: Browser, tier: str, name: str) -> str:
 
 def is_above_zero(text: str) -> bool:
     number = text.split(" ")[0]
-    return number not in ("", "–") and float(number) > 0
+    return number not in ("", NOTHING) and float(number) > 0
 
 
 def test_picture_has_a_dot_for_each_tier(browser: Browser, running: ServerProcess) -> None:
@@ -135,7 +138,7 @@ def test_picture_has_a_dot_for_each_tier(browser: Browser, running: ServerProces
 
 
 def test_figures_move_under_load_and_rest_without(browser: Browser, running: ServerProcess) -> None:
-    assert figure(browser, "lean-int8", "rate") in ("", "–", "0")
+    assert figure(browser, "lean-int8", "rate") in ("", NOTHING, "0")
     with load(running):
         browser.wait(lambda: is_above_zero(figure(browser, "tiny-int8", "rate")), what="the rate moves")
         for name in ("p50", "p99", "share"):
@@ -169,9 +172,8 @@ def test_percentiles_are_those_of_prometheus(browser: Browser) -> None:
 
 def shown_difference(browser: Browser) -> dict[str, str]:
     browser.one("#answers .output")
-    return {
-        name: browser.text(f'#answers .output [data-figure="{name}"]') for name in ("largest", "mean", "cosine", "argmax")
-    }
+    figures = ("largest", "mean", "cosine", "argmax")
+    return {name: browser.text(f'#answers .output [data-figure="{name}"]') for name in figures}
 
 
 def test_form_compares_two_tiers_by_tensors(browser: Browser, running: ServerProcess) -> None:
@@ -216,12 +218,16 @@ def test_form_sends_a_picture_and_a_text(browser: Browser, running: ServerProces
     assert 0.9 < float(shown_difference(browser)["cosine"]) < 1
 
 
+def is_said(browser: Browser, text: str) -> bool:
+    return text in browser.text("#answers .failed")
+
+
 def test_form_says_what_is_wrong_with_a_request(browser: Browser) -> None:
     browser.click('input[value="tensors"]')
     for text, said in (("[", "as a JSON list"), ("{}", "as a JSON list"), ("[]", "image")):
         browser.script("document.querySelector('#inputs').value = arguments[0]", text)
         browser.click("#send")
-        browser.wait(lambda said=said: said in browser.text("#answers .failed"), what=f"it says {said}")
+        browser.wait(partial(is_said, browser, said), what=f"it says {said}")
     # The console tells of the answer 400, as it does of any; nothing else is in it.
     assert all("400 (Bad Request)" in complaint for complaint in browser.complaints())
 
@@ -297,8 +303,8 @@ def test_page_suits_a_phone_the_dark_and_a_screen_reader(browser: Browser) -> No
         browser.prefer("light")
         assert min(browser.script(luminance)) > 200
         assert browser.nameless() == []
-        headings = browser.script("return [...document.querySelectorAll('h1, main h2')].map((e) => e.tagName).join(' ')")
-        assert headings.startswith("H1 H2")
+        headings = "return [...document.querySelectorAll('h1, main h2')].map((e) => e.tagName)"
+        assert browser.script(headings)[:2] == ["H1", "H2"]
         for width in (PHONE[0], 320):
             browser.resize(width, PHONE[1])
             browser.wait(lambda: browser.script("return innerWidth") <= PHONE[0], what="the page is narrow")

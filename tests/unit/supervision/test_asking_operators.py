@@ -10,7 +10,12 @@ CALL = OperatorCall("POST", "/admin/rollouts/a/pause", "", ("Bearer a-token-of-o
 
 def test_calls_are_handed_on_and_each_gets_its_own_answer() -> None:
     sent: list[OperatorAsked] = []
-    asking = AskingOperators(lambda message: sent.append(message) is None)
+
+    def send(message: OperatorAsked) -> bool:
+        sent.append(message)
+        return True
+
+    asking = AskingOperators(send)
     first, second = asking.ask(CALL), asking.ask(CALL)
     # As it comes out at the other end of the channel.
     assert OperatorAsked.model_validate_json(sent[0].model_dump_json()).call == CALL
