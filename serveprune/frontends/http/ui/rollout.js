@@ -32,10 +32,11 @@ export function drawRollout({ rollout, changes, tiers, mayAct }, act) {
       h("h2", { id: "rollout-h" }, `Rollout: ${rollout.canary} takes over from ${rollout.stable}`, h("span", { class: `phase ${rollout.phase}`, "data-phase": rollout.phase }, rollout.phase)),
       buttons.length ? h("div", { class: "acts" }, buttons) : null),
     h("div", { class: "weight", role: "img", "aria-label": `${rollout.canary_percent} % to ${rollout.canary}` },
-      h("i", { class: `t${canary % 8}`, "--part": rollout.canary_percent }), h("i", { class: `t${stable < 0 ? 0 : stable % 8}`, "--part": 100 - rollout.canary_percent })),
+      [[canary, rollout.canary_percent], [stable, 100 - rollout.canary_percent]].filter(([, part]) => part > 0).map(([index, part]) =>
+        h("i", { class: `t${Math.max(0, index) % 8}`, "--part": part }))),
     h("div", { class: "legend" },
       h("span", {}, chip(canary), `${rollout.canary_percent} % to ${rollout.canary}`),
-      h("span", {}, chip(stable < 0 ? 0 : stable), `${100 - rollout.canary_percent} % to ${rollout.stable}, of the requests that name no tier`)),
+      h("span", {}, chip(Math.max(0, stable)), `${100 - rollout.canary_percent} % to ${rollout.stable}, of the requests that name no tier`)),
     h("ol", { class: "steps", "aria-label": "Steps" }, steps),
     h("p", { class: "reason" }, rollout.reason, rollout.who ? ` (${rollout.who})` : ""),
     rollout.guards.length ? guards(rollout.guards) : h("p", { class: "sub" }, "No guards: time alone decides."),
