@@ -8,10 +8,12 @@ from serveprune.frontends.certificates import ServerCertificate
 from serveprune.frontends.http.application import HttpApplication
 from serveprune.frontends.http.direct_inference import DirectInference
 from serveprune.frontends.http.endpoint import HttpEndpoint
+from serveprune.frontends.http.observation import HttpObservation
 from serveprune.frontends.http.operator_call import AskOperators
 from serveprune.frontends.http.page import Page
 from serveprune.frontends.planes import ControlPlane, DataPlane, PageData
 from serveprune.frontends.watched_files import WatchedFiles
+from serveprune.observability.request_observer import RequestObserver
 
 _WORKERS = 4
 """Threads that decode and encode large bodies; each may hold several times a body's size."""
@@ -29,6 +31,7 @@ class HttpFrontend:
         authorization: Judges who may ask; without one everybody may.
         page_data: What the page at ``/ui`` shows; without it there is none.
         ask_operators: Answers the calls to the admin API that come through the page; without it none may come so.
+        observer: Records inferences.
     """
 
     def __init__(
@@ -42,8 +45,10 @@ class HttpFrontend:
         authorization: Authorization | None = None,
         page_data: PageData | None = None,
         ask_operators: AskOperators | None = None,
+        observer: RequestObserver | None = None,
     ) -> None:
         self._config = config
+        observation = HttpObservation(observer, encrypted=certificate is not None) if observer is not None else None
         self._workers = ThreadPoolExecutor(_WORKERS, thread_name_prefix="http-worker")
         page = None
         if page_data is not None:
@@ -62,10 +67,11 @@ class HttpFrontend:
             on_rejected=on_rejected,
             authorization=authorization,
             page=page,
+            observation=observation,
         )
         self._endpoint = HttpEndpoint(
             application,
-            DirectInference(application.inference, authorization=authorization),
+            DirectInference(application.inference, authorization=authorization, observation=observation),
             setting="server.http",
             limits=config,
             certificate=certificate,
