@@ -15,7 +15,7 @@ TORCHSERVE := .venv-torchserve
 UNPACKED := .tools
 PIP := $(BIN)/pip install --quiet --disable-pip-version-check
 # What tests need of Debian, as command:package,package. Where it may not be installed its tests are skipped, and say so.
-TOOLS := java:openjdk-17-jre-headless promtool:prometheus
+TOOLS := java:openjdk-17-jre-headless chromedriver:chromium-driver,chromium
 ARGS ?=
 # Tests wait for other processes half of their time.
 WORKERS ?= 2

@@ -8,8 +8,10 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import Future
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from threading import Event
 from types import FrameType, MappingProxyType
 from typing import Any
@@ -32,9 +34,11 @@ from serveprune.config.changes import config_changes
 from serveprune.config.observability import AccessLogConfig
 from serveprune.config.root import ServePruneConfig
 from serveprune.config.server import Address
+from serveprune.errors import Unavailable
 from serveprune.frontends.authorization import TOKENS, Authorization, watched_tokens
 from serveprune.frontends.certificates import CERTIFICATE, watched_certificate
 from serveprune.frontends.grpc.server import GrpcFrontend
+from serveprune.frontends.http.operator_call import AskOperators, OperatorAnswer, OperatorCall
 from serveprune.frontends.http.server import HttpFrontend
 from serveprune.frontends.metrics_endpoint import MetricsEndpoint
 from serveprune.frontends.watched_files import Reload, Watch
@@ -42,6 +46,7 @@ from serveprune.models.registry import Model, Registry
 from serveprune.models.repository import VariantRepository
 from serveprune.observability import metrics as series
 from serveprune.observability.access_log import AccessLog
+from serveprune.observability.live_series import LiveSeries
 from serveprune.observability.metrics import Metrics
 from serveprune.observability.request_observer import RequestObserver
 from serveprune.observability.tracing_protocol import Tracing, close_in_time
@@ -54,6 +59,7 @@ from serveprune.serving.admission import Admission
 from serveprune.serving.controlplane import ControlPlane
 from serveprune.serving.dataplane import DataPlane
 from serveprune.serving.loadable_models import FixedModels, LoadableModels
+from serveprune.serving.overview import Overview
 from serveprune.serving.report import VariantReporter
 from serveprune.serving.rollout_sides import RolloutSides
 from serveprune.serving.shadowing import Shadowing
@@ -99,7 +105,11 @@ class ServingOnlyBuilder:
 
 
 class Server:
-    """All parts of one serving process."""
+    """All parts of one serving process.
+
+    Attributes:
+        operators: Answers the calls to the admin API that come through the page at ``/ui``; set by whoever has it.
+    """
 
     def __init__(
         self,
@@ -108,6 +118,7 @@ class Server:
         shared_builder: ArtifactBuilder | None = None,
         loadable: LoadableModels | None = None,
         contents: Contents = MappingProxyType({}),
+        series_folder: Path | None = None,
         tracing: Tracing | None = None,
     ) -> None:
         """Assemble the parts; nothing runs yet.
@@ -118,6 +129,7 @@ class Server:
                 builds, and shows the metrics of all.
             loadable: Loads and unloads models by request. Default: none can be.
             contents: What the files of models are like, where they may change under their names.
+            series_folder: Where several processes keep their series, whose sum the page at ``/ui`` shows.
             tracing: Makes spans; closed when the server stops.
 
         Raises:
@@ -173,6 +185,17 @@ class Server:
         authorization = Authorization(known_tokens) if known_tokens is not None else None
         self._tracing = tracing
         self._observer = _observer(config.server.logs.access, tracing)
+        self.rollouts = Rollouts(config.store.path, self.metrics, tracing=tracing) if alone else None
+        self.overview = Overview(
+            self.registry,
+            self.controlplane,
+            self.dataplane,
+            LiveSeries(self.metrics.registry, folder=series_folder),
+            rollouts=self.rollouts,
+            processes=config.server.processes,
+            has_operators=config.server.admin is not None and config.server.admin.through_ui,
+        )
+        self.operators: AskOperators | None = None
         self._http = HttpFrontend(
             self.dataplane,
             self.controlplane,
@@ -180,6 +203,8 @@ class Server:
             on_rejected=self.dataplane.count_rejection,
             certificate=certificate,
             authorization=authorization,
+            page_data=self.overview if config.server.ui else None,
+            ask_operators=self._ask_operators if self.overview.has_operators else None,
             observer=self._observer,
         )
         self._grpc = GrpcFrontend(
@@ -200,7 +225,6 @@ class Server:
         self._watch = Watch(watched, on_reload=lambda what, outcome: self._reloads[what, outcome].inc())
         self._metrics_endpoint = MetricsEndpoint(self.metrics.registry) if alone else None
         self.sides = RolloutSides(self.registry, self._router)
-        self.rollouts = Rollouts(config.store.path, self.metrics, tracing=tracing) if alone else None
         self._driver = (
             RolloutDriver(self.rollouts, observe=self.sides.observe, obey=self.sides.obey) if self.rollouts else None
         )
@@ -329,6 +353,11 @@ class Server:
             self._observer.stop(timeout_seconds=_left(deadline))
         close_in_time(self._tracing, left_seconds=_left(deadline))
         return at_rest
+
+    def _ask_operators(self, call: OperatorCall) -> "Future[OperatorAnswer]":
+        if self.operators is None:
+            raise Unavailable("the admin API is not open yet, or no more", retry_after_seconds=1.0)
+        return self.operators(call)
 
     def _count_batch(self, executable: Executable, rows: int) -> None:
         self._batch_rows[executable.identity].observe(rows)

@@ -10,6 +10,7 @@ from serveprune.administration.grpc_endpoint import AdminGrpcEndpoint
 from serveprune.administration.grpc_service import AdminGrpcService
 from serveprune.administration.http_application import AdminHttpApplication
 from serveprune.administration.refusals import Refusals
+from serveprune.administration.relay import Relay
 from serveprune.config.server import Address, AdminConfig, ServerConfig
 from serveprune.frontends.authorization import Authorization, watched_tokens
 from serveprune.frontends.certificates import watched_certificate
@@ -39,7 +40,11 @@ class AdminEndpoints:
 
 
 class AdminServer:
-    """The admin API over HTTP and gRPC, on ports of its own, in the process that the config is read in."""
+    """The admin API over HTTP and gRPC, on ports of its own, in the process that the config is read in.
+
+    Attributes:
+        relay: Answers the same calls where they come another way.
+    """
 
     def __init__(
         self,
@@ -81,6 +86,7 @@ class AdminServer:
             workers=self._workers,
             body_timeout_seconds=server.body_timeout_seconds,
         )
+        self.relay = Relay(application)
         self._http = HttpEndpoint(
             application, NoDirectAnswers(), setting="server.admin.http", limits=server, certificate=certificate
         )
@@ -120,6 +126,7 @@ class AdminServer:
     def stop(self) -> None:
         """Answer what is in flight, and close; idempotent."""
         self._watch.stop()
+        self.relay.stop()
         self._http.stop(drain_seconds=_DRAIN_SECONDS)
         self._grpc.stop(drain_seconds=_DRAIN_SECONDS)
         self._workers.shutdown(wait=False, cancel_futures=True)

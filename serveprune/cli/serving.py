@@ -13,6 +13,7 @@ from rich.console import Console
 from rich.markup import escape
 
 from serveprune.administration.admin_server import AdminEndpoints, AdminServer
+from serveprune.administration.reload_document import config_digest, reload_document
 from serveprune.artifacts.builder import BuildProgress
 from serveprune.cli.client import url_of
 from serveprune.cli.console import progress_display
@@ -24,6 +25,7 @@ from serveprune.cli.tier_table import shown_names, tier_table
 from serveprune.config.root import ServePruneConfig
 from serveprune.config.server import Address
 from serveprune.errors import ConfigError, ServePruneError
+from serveprune.frontends.http.operator_call import AskOperators
 from serveprune.observability.logs import configure_logs
 from serveprune.observability.metrics import Metrics
 from serveprune.observability.tracing_protocol import Tracing
@@ -77,6 +79,14 @@ class Served(Protocol):
         """Serve what another config says; see `Server.apply`."""
         ...
 
+    def tell_config(self, document: dict[str, Any]) -> None:
+        """Have the page show what became of the config file; see `Overview.tell_config`."""
+        ...
+
+    def admit_operators(self, ask: AskOperators) -> None:
+        """Have calls to the admin API answered that come through the page."""
+        ...
+
     def wait_settled(self, timeout_seconds: float) -> bool:
         """Wait until every variant serves, was refused or failed; return whether that happened in time."""
         ...
@@ -115,7 +125,12 @@ class OneProcess:
         self.metrics = self._server.metrics
         self.rollouts = self._server.rollouts
         self.look_now = self._server.look_now
+        self.tell_config = self._server.overview.tell_config
         self.wait_settled = self._server.controlplane.wait_settled
+
+    def admit_operators(self, ask: AskOperators) -> None:
+        """See `Served.admit_operators`."""
+        self._server.operators = ask
 
     def tiers(self) -> list[dict[str, Any]]:
         """See `Served.tiers`."""
@@ -174,12 +189,15 @@ def run(
         apply=served.apply,
         metrics=served.metrics,
         is_asked=reload_signal.take,
+        on_reload=lambda done, config: served.tell_config(reload_document(done, digest=config_digest(config))),
         tracing=tracing,
     )
     admin = None
     try:
         admin = _admin_server(config, served, reloader) if not check else None
         admin_endpoints = admin.start() if admin is not None else None
+        if admin is not None:
+            served.admit_operators(admin.relay.ask)
         if not check:
             reloader.start()
         with endpoints_announced(endpoints, endpoints_file, admin=admin_endpoints):
@@ -240,6 +258,8 @@ class WithRepository:
         self.tiers = served.tiers
         self.self_test = served.self_test
         self.look_now = served.look_now
+        self.tell_config = served.tell_config
+        self.admit_operators = served.admit_operators
 
     @property
     def failure(self) -> ServePruneError | None:

@@ -19,6 +19,7 @@ from serveprune.observability.shared_values import values_shared
 from serveprune.repository.model_folder import ModelFolder
 from serveprune.server import Endpoints, Server, StopSignals
 from serveprune.supervision.asking_builder import AskingBuilder
+from serveprune.supervision.asking_operators import AskingOperators
 from serveprune.supervision.asking_repository import AskingRepository
 from serveprune.supervision.lifeline import end_with_parent
 from serveprune.supervision.messages import (
@@ -36,8 +37,10 @@ from serveprune.supervision.messages import (
     Message,
     NotStarted,
     Observed,
+    OperatorAnswered,
     Spread,
     Standing,
+    Told,
 )
 
 EXIT_NOT_STARTED = 2
@@ -79,13 +82,16 @@ def _serve(begin: Begin, channel: Channel, messages: Iterator[Message]) -> int:
             shared_builder=builder,
             loadable=repository if settings.mode != "none" else None,
             contents=_by_version(begin.contents),
+            series_folder=begin.series_folder,
         )
     except ServePruneError as error:
         channel.send(NotStarted(message=error.message, code=error.code))
         return EXIT_NOT_STARTED
+    operators = AskingOperators(channel.send)
+    server.operators = operators.ask
     hearing = threading.Thread(
         target=_hear,
-        args=(server, builder, repository, may_listen, applied, channel, messages),
+        args=(server, builder, repository, operators, may_listen, applied, channel, messages),
         name="supervisor-channel",
         daemon=True,
     )
@@ -114,6 +120,7 @@ def _hear(
     server: Server,
     builder: AskingBuilder,
     repository: AskingRepository,
+    operators: AskingOperators,
     may_listen: threading.Event,
     applied: "_Applied",
     channel: Channel,
@@ -125,6 +132,12 @@ def _hear(
                 builder.take(message)
             case ChangeEnded():
                 repository.take(message)
+            case OperatorAnswered():
+                operators.take(message)
+            case Told():
+                server.overview.tell_rollouts(message.rollouts, message.changes)
+                if message.config is not None:
+                    server.overview.tell_config(message.config)
             case Listen():
                 may_listen.set()
             case Apply():

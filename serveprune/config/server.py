@@ -115,6 +115,11 @@ class AdminConfig(ConfigModel):
     tokens: Annotated[TokensConfig, NeverEmpty] = Field(
         description="Tokens of operators, of which each call has to show one; other ones than those of clients."
     )
+    through_ui: bool = Field(
+        default=False,
+        description="Whether the page at `/ui` of the HTTP port hands calls on, of whoever shows a token of operators: "
+        "docs/ui.md.",
+    )
 
 
 class ServerConfig(ConfigModel):
@@ -149,6 +154,10 @@ class ServerConfig(ConfigModel):
         default=None, description="Traces of requests and builds, given `{}` as the environment says. Default: none."
     )
     logs: LogsConfig = Field(default_factory=LogsConfig, description="Lines on standard error.")
+    ui: bool = Field(
+        default=True,
+        description="The page at `/ui` of the HTTP port, which shows tiers, live figures and rollouts: docs/ui.md.",
+    )
     processes: WholeNumber = Field(
         default=1,
         ge=1,

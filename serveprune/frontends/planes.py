@@ -51,6 +51,14 @@ class DataPlane(Protocol):
         ...
 
 
+class PageData(Protocol):
+    """What the page of the server shows."""
+
+    def document(self) -> dict[str, Any]:
+        """Return all of it, ready for JSON; takes milliseconds."""
+        ...
+
+
 class ControlPlane(Protocol):
     """Tells what is registered, and changes it. Every method may raise ``ServePruneError`` and none may block."""
 

@@ -66,6 +66,7 @@ class Reloader:
         apply: Callable[[ServePruneConfig], None],
         metrics: Metrics,
         is_asked: Callable[[], bool] = lambda: False,
+        on_reload: Callable[[Reload, ServePruneConfig], None] = lambda done, config: None,
         clock: Callable[[], float] = time.time,
         tracing: Tracing | None = None,
     ) -> None:
@@ -78,6 +79,7 @@ class Reloader:
             apply: Has the server serve a config that was checked.
             metrics: Shows whether it went well.
             is_asked: Tells, once, that the file is to be read again though it may not have changed.
+            on_reload: Told how each attempt ended, the first one included, and which config is served since.
             clock: Seconds since the epoch.
             tracing: Makes spans.
         """
@@ -87,6 +89,7 @@ class Reloader:
         self._apply = apply
         self._metrics = metrics
         self._is_asked = is_asked
+        self._on_reload = on_reload
         self._clock = clock
         self._tracing = tracing
         self.last = Reload(ReloadOutcome.APPLIED, clock())
@@ -185,6 +188,7 @@ class Reloader:
         self._metrics.gauge(series.CONFIG_RELOAD_SUCCESSFUL).set(is_good)
         if is_good:
             self._metrics.gauge(series.CONFIG_RELOAD_SECONDS).set(done.ended)
+        self._on_reload(done, self.config)
 
 
 def change_in_words(change: Change) -> str:

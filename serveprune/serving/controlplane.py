@@ -262,13 +262,14 @@ class ControlPlane:
         Raises:
             NotFound: No such model, or not in that version.
         """
-        return self._described(self._registry.get(split_name(name)[0], version=version))
+        return self.describe(self._registry.get(split_name(name)[0], version=version))
 
     def all_tiers(self) -> list[dict[str, Any]]:
         """Return how the tiers of all versions of all models stand, ready for JSON."""
-        return [self._described(model) for model in self._registry.models()]
+        return [self.describe(model) for model in self._registry.models()]
 
-    def _described(self, model: Model) -> dict[str, Any]:
+    def describe(self, model: Model) -> dict[str, Any]:
+        """Return how a version of a model and its tiers stand, ready for JSON."""
         successor = self._successor(model)
         return {
             **describe_model(model),

@@ -13,6 +13,7 @@ from serveprune.artifacts.builder import BuildProgress, BuildRequest, BuildResul
 from serveprune.config.root import ServePruneConfig
 from serveprune.config.server import ListenAddress
 from serveprune.errors import Code
+from serveprune.frontends.http.operator_call import OperatorAnswer, OperatorCall
 from serveprune.rollouts.rollouts import Observation
 
 _CHUNK_BYTES = 65536
@@ -135,6 +136,32 @@ class ChangeEnded(_Message):
     message: str = ""
 
 
+class Told(_Message):
+    """Supervisor to process, whenever it changes: what only the supervisor knows of what the page shows."""
+
+    kind: Literal["told"] = "told"
+    rollouts: tuple[dict[str, Any], ...]
+    changes: tuple[dict[str, Any], ...]
+    config: dict[str, Any] | None
+
+
+class OperatorAsked(_Message):
+    """Process to supervisor: a call to the admin API came through the page."""
+
+    kind: Literal["operator-asked"] = "operator-asked"
+    number: int = Field(description="The process's own, to know the answer by.")
+    call: OperatorCall
+
+
+class OperatorAnswered(_Message):
+    """Supervisor to process: what the admin API said, or why it could not be asked."""
+
+    kind: Literal["operator-answered"] = "operator-answered"
+    number: int
+    answer: OperatorAnswer | None = None
+    message: str = ""
+
+
 class CheckAsked(_Message):
     """Supervisor to process: send real requests to every tier."""
 
@@ -165,6 +192,9 @@ Message = (
     | Spread
     | ChangeAsked
     | ChangeEnded
+    | Told
+    | OperatorAsked
+    | OperatorAnswered
     | CheckAsked
     | Checked
 )

@@ -8,7 +8,7 @@ import socket
 import subprocess
 from collections.abc import Sequence
 
-from serveprune.supervision.messages import Channel, Listening, Spread, Standing
+from serveprune.supervision.messages import Channel, Listening, Spread, Standing, Told
 
 _SEND_SECONDS = 5.0
 """A process that reads nothing for so long is not worth keeping."""
@@ -23,6 +23,7 @@ class ServingChild:
         standing: What it said last of its tiers.
         may_listen: It was told to open its ports.
         spread: What it was told last of each canary.
+        told: What it was told last of what its page shows.
         answers_since: When it could first answer for every model; ``None`` before.
         is_hindered: It said that something beside it has to be mended before it can start.
         kill_at: When it is to have ended by itself, on ``time.monotonic()``.
@@ -54,6 +55,7 @@ class ServingChild:
         self.is_hindered = False
         self.kill_at = math.inf
         self.spread: dict[str, Spread] = {}
+        self.told: Told | None = None
         self.exit_code: int | None = None
         self.cpu_seconds = 0.0
         try:

@@ -6,6 +6,7 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Sequence
+from concurrent.futures import Future
 from contextlib import ExitStack
 from pathlib import Path
 from types import MappingProxyType
@@ -16,7 +17,8 @@ from prometheus_client import CollectorRegistry, PlatformCollector
 from serveprune.artifacts.builder import ArtifactBuilder, BuildRequest, BuildResult
 from serveprune.artifacts.store import ArtifactStore
 from serveprune.config.root import ServePruneConfig
-from serveprune.errors import Code, FailedPrecondition, Internal, ServePruneError
+from serveprune.errors import Code, FailedPrecondition, Internal, ServePruneError, Unavailable
+from serveprune.frontends.http.operator_call import AskOperators, OperatorAnswer
 from serveprune.frontends.metrics_endpoint import MetricsEndpoint
 from serveprune.observability import metrics as series
 from serveprune.observability.metrics import Metrics
@@ -46,8 +48,11 @@ from serveprune.supervision.messages import (
     Message,
     NotStarted,
     Observed,
+    OperatorAnswered,
+    OperatorAsked,
     Spread,
     Standing,
+    Told,
 )
 from serveprune.supervision.observations import Observations
 from serveprune.supervision.reserved_port import ReservedPort, reserve_port
@@ -60,6 +65,8 @@ _log = logging.getLogger(__name__)
 
 _POLL_SECONDS = 0.1
 _TEST_SECONDS = 600.0
+_TELL_SECONDS = 1.0
+_TOLD_CHANGES = 20
 _STOP_MARGIN_SECONDS = 15.0
 """Beyond the drain, for what a process that stops does after it; then it is killed."""
 _KILL_SECONDS = 5.0
@@ -133,6 +140,9 @@ class Supervisor:
         self._folder = Path()
         self._observations = Observations()
         self.rollouts: Rollouts | None = None
+        self._config_document: dict[str, Any] | None = None
+        self._ask_operators: AskOperators | None = None
+        self._told_at = 0.0
         self._driver: RolloutDriver | None = None
 
     def start(self) -> Endpoints:
@@ -192,6 +202,49 @@ class Supervisor:
         """See `Server.look_now`."""
         if self._driver is not None:
             self._driver.look_now()
+
+    def tell_config(self, document: dict[str, Any]) -> None:
+        """Have the page show what became of the config file; see `Overview.tell_config`."""
+        self._config_document = document
+
+    def admit_operators(self, ask: AskOperators) -> None:
+        """Have calls to the admin API answered that come through the page of any process."""
+        self._ask_operators = ask
+
+    def _tell(self) -> None:
+        """Tell all processes, once a second, what has changed of what only this one knows."""
+        if not self._config.server.ui or time.monotonic() - self._told_at < _TELL_SECONDS:
+            return
+        self._told_at = time.monotonic()
+        assert self.rollouts is not None
+        told = Told(
+            rollouts=tuple(self.rollouts.status()),
+            changes=tuple(self.rollouts.changes()[-_TOLD_CHANGES:]),
+            config=self._config_document,
+        )
+        for child in self._children():
+            if child.told != told and child.channel.send(told):
+                child.told = told
+
+    def _operate(self, child: ServingChild, asked: OperatorAsked) -> None:
+        channel, number = child.channel, asked.number
+
+        def tell(future: "Future[OperatorAnswer]") -> None:
+            if future.cancelled():
+                answered = OperatorAnswered(number=number, message="the server is shutting down")
+            elif (error := future.exception()) is None:
+                answered = OperatorAnswered(number=number, answer=future.result())
+            else:
+                _log.error("a call to the admin API failed: %s", error)
+                answered = OperatorAnswered(number=number, message="internal error; see the server's log")
+            _ignore(channel.send(answered))
+
+        try:
+            if self._ask_operators is None:
+                raise Unavailable("the admin API is not open yet, or no more")
+            self._ask_operators(asked.call).add_done_callback(tell)
+        except ServePruneError as error:
+            _ignore(channel.send(OperatorAnswered(number=number, message=error.message)))
 
     def stop(self, *, drain_seconds: float | None = None) -> bool:
         """Have all processes drain at the same time, end builds, and release everything; idempotent.
@@ -318,6 +371,7 @@ class Supervisor:
                     self._fill_places(selector)
                     self._look(selector)
                     self._let_listen()
+                    self._tell()
                 for child in self._children():
                     child.send_signal(signal.SIGTERM)
                 while self._children():
@@ -407,6 +461,9 @@ class Supervisor:
             return
         if isinstance(message, ChangeAsked):
             self._ask_change(child, message)
+            return
+        if isinstance(message, OperatorAsked):
+            self._operate(child, message)
             return
         with self._changed:
             match message:

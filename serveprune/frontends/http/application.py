@@ -12,6 +12,7 @@ from serveprune.frontends.http.body import inflate, read_body
 from serveprune.frontends.http.body_budget import BodyBudget
 from serveprune.frontends.http.inference import InferenceHandler
 from serveprune.frontends.http.observation import HttpObservation, answered
+from serveprune.frontends.http.page import Page, is_of_page
 from serveprune.frontends.http.reply import Reply, error_reply, json_reply
 from serveprune.frontends.http.request_headers import parse_headers
 from serveprune.frontends.http.routes import HttpRoute, Operation, find_route
@@ -48,6 +49,7 @@ class HttpApplication:
         workers: Executor,
         on_rejected: Callable[[Code], None],
         authorization: Authorization | None = None,
+        page: Page | None = None,
         observation: HttpObservation | None = None,
     ) -> None:
         self._observation = observation
@@ -55,6 +57,7 @@ class HttpApplication:
         self._controlplane = controlplane
         self._config = config
         self._authorization = authorization
+        self._page = page
         # A body as large as one may be always finds room in an idle server.
         self._budget = BodyBudget(max(config.max_buffered_bytes, config.max_request_bytes))
         self.inference = InferenceHandler(
@@ -91,6 +94,8 @@ class HttpApplication:
             ServePruneError: It cannot be answered; nothing else is raised.
         """
         try:
+            if self._page is not None and is_of_page(scope["raw_path"]):
+                return await self._page.reply(scope, receive)
             route = find_route(scope["method"], scope["raw_path"])
             if self._authorization is not None:
                 self._authorize(self._authorization, route, scope)

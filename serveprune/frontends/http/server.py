@@ -9,7 +9,9 @@ from serveprune.frontends.http.application import HttpApplication
 from serveprune.frontends.http.direct_inference import DirectInference
 from serveprune.frontends.http.endpoint import HttpEndpoint
 from serveprune.frontends.http.observation import HttpObservation
-from serveprune.frontends.planes import ControlPlane, DataPlane
+from serveprune.frontends.http.operator_call import AskOperators
+from serveprune.frontends.http.page import Page
+from serveprune.frontends.planes import ControlPlane, DataPlane, PageData
 from serveprune.frontends.watched_files import WatchedFiles
 from serveprune.observability.request_observer import RequestObserver
 
@@ -27,6 +29,8 @@ class HttpFrontend:
         on_rejected: Told the code of each inference request that fails to reach the data plane.
         certificate: For TLS; without one nothing is encrypted.
         authorization: Judges who may ask; without one everybody may.
+        page_data: What the page at ``/ui`` shows; without it there is none.
+        ask_operators: Answers the calls to the admin API that come through the page; without it none may come so.
         observer: Records inferences.
     """
 
@@ -39,11 +43,22 @@ class HttpFrontend:
         on_rejected: Callable[[Code], None],
         certificate: WatchedFiles[ServerCertificate] | None = None,
         authorization: Authorization | None = None,
+        page_data: PageData | None = None,
+        ask_operators: AskOperators | None = None,
         observer: RequestObserver | None = None,
     ) -> None:
         self._config = config
         observation = HttpObservation(observer, encrypted=certificate is not None) if observer is not None else None
         self._workers = ThreadPoolExecutor(_WORKERS, thread_name_prefix="http-worker")
+        page = None
+        if page_data is not None:
+            page = Page(
+                page_data,
+                workers=self._workers,
+                authorization=authorization,
+                ask_operators=ask_operators,
+                body_timeout_seconds=config.body_timeout_seconds,
+            )
         application = HttpApplication(
             dataplane,
             controlplane,
@@ -51,6 +66,7 @@ class HttpFrontend:
             workers=self._workers,
             on_rejected=on_rejected,
             authorization=authorization,
+            page=page,
             observation=observation,
         )
         self._endpoint = HttpEndpoint(

@@ -2,7 +2,6 @@
 
 import json
 import re
-import shutil
 import subprocess
 from pathlib import Path
 from typing import Any
@@ -29,6 +28,7 @@ from e2e.kubernetes.charts import (
     the,
     violations_of_restricted,
 )
+from e2e.monitoring import prometheus_tool
 from serveprune import __version__
 from serveprune.config.loading import load_config
 from serveprune.config.root import ServePruneConfig
@@ -92,9 +92,9 @@ def rendered() -> dict[str, list[Manifest]]:
 def load(manifests: list[Manifest], folder: Path) -> ServePruneConfig:
     """Read the config that the chart makes as the server does, with what would be mounted."""
     mounts = Mounts({"/run/serveprune": folder / "run", "/var/lib/serveprune": folder / "store", "/models": folder})
-    for file in ("tls/tls.crt", "tls/tls.key", "tls/ca.crt", "tokens/tokens", "admin/tokens"):
-        (folder / "run" / file).parent.mkdir(parents=True, exist_ok=True)
-        (folder / "run" / file).write_text("content")
+    for secret in ("tls/tls.crt", "tls/tls.key", "tls/ca.crt", "tokens/tokens", "admin/tokens"):
+        (folder / "run" / secret).parent.mkdir(parents=True, exist_ok=True)
+        (folder / "run" / secret).write_text("content")
     file = folder / "serveprune.yaml"
     file.write_text(mounts.placed(the(manifests, "ConfigMap")["data"]["serveprune.yaml"]))
     return load_config(file, environment={})
@@ -303,9 +303,7 @@ def test_rules_are_those_of_prometheus_itself(rendered: dict[str, list[Manifest]
     assert files
     assert spec["groups"] == [group for file in files for group in yaml.safe_load(file.read_text())["groups"]]
 
-    tool = shutil.which("promtool")
-    if tool is None:
-        pytest.skip("promtool is missing: apt-get install prometheus")
+    tool = prometheus_tool("promtool")
     (tmp_path / "rules.yml").write_text(yaml.safe_dump(spec))
     subprocess.run([tool, "check", "rules", str(tmp_path / "rules.yml")], check=True, capture_output=True, timeout=60)
 
@@ -355,9 +353,7 @@ def test_adapter_makes_what_the_autoscaler_asks_for_from_series_that_there_are()
 
 def test_queries_of_the_adapter_give_one_number_for_each_pod(tmp_path: Path) -> None:
     """Run by Prometheus' own test tool: pod `busy` has requests, pod `idle` had one long ago."""
-    tool = shutil.which("promtool")
-    if tool is None:
-        pytest.skip("promtool is missing: apt-get install prometheus")
+    tool = prometheus_tool("promtool")
     matchers = {"<<.LabelMatchers>>": 'namespace="ml",pod=~"busy|idle"', "<<.GroupBy>>": "pod"}
     inputs, tests = [], []
     for rule in adapter_rules():

@@ -1,0 +1,40 @@
+"""A call to the admin API that came to the HTTP port, through its page; see `docs/ui.md`."""
+
+from collections.abc import Callable
+from concurrent.futures import Future
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class OperatorCall:
+    """What was asked; nobody has looked at its token yet. Each character of a text stands for a byte.
+
+    Attributes:
+        path: Of the admin API, still percent-encoded.
+        shown: The values of the header ``authorization``.
+        peer: Who asked, for the audit log.
+    """
+
+    method: str
+    path: str
+    query: str
+    shown: tuple[str, ...]
+    body: str
+    peer: str
+
+    def __repr__(self) -> str:
+        # Without the token.
+        return f"OperatorCall({self.method} {self.path!r} from {self.peer})"
+
+
+@dataclass(frozen=True, slots=True)
+class OperatorAnswer:
+    """What the admin API said; each character of the body stands for a byte."""
+
+    status: int
+    headers: tuple[tuple[str, str], ...]
+    body: str
+
+
+AskOperators = Callable[[OperatorCall], "Future[OperatorAnswer]"]
+"""May raise ``ServePruneError``; does not block."""
