@@ -1,8 +1,10 @@
+import os
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
+from serveprune.cli.health import ENDPOINTS_FILE
 from serveprune.cli.serving import run, with_addresses
 from serveprune.cli.tier_table import table_console
 from serveprune.config.loading import load_config
@@ -19,7 +21,10 @@ def serve(
     metrics: Annotated[str | None, typer.Option(help="host:port in place of server.metrics.")] = None,
     endpoints_file: Annotated[
         Path | None,
-        typer.Option(help="Write the real addresses there as JSON once all are open; removed when the server stops."),
+        typer.Option(
+            help="Write the real addresses there as JSON once all are open; removed when the server stops. "
+            f"Default: {ENDPOINTS_FILE}, if that is set, without --check."
+        ),
     ] = None,
 ) -> None:
     """Serve the models of a config file, and build the tiers that are not in the store yet.
@@ -30,5 +35,7 @@ def serve(
     def read() -> ServePruneConfig:
         return with_addresses(load_config(config), http=http, grpc=grpc, metrics=metrics)
 
+    if endpoints_file is None and not check and (named := os.environ.get(ENDPOINTS_FILE)):
+        endpoints_file = Path(named)
     console = table_console(stderr=not check)
     raise typer.Exit(run(config, read, check=check, console=console, endpoints_file=endpoints_file))

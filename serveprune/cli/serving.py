@@ -1,5 +1,6 @@
 """What `serve` and `demo` share: start, show the builds, test or keep serving, drain."""
 
+import logging
 import os
 import sys
 import time
@@ -21,6 +22,7 @@ from serveprune.cli.stopping import leave
 from serveprune.cli.tier_table import shown_names, tier_table
 from serveprune.config.root import ServePruneConfig
 from serveprune.config.server import Address
+from serveprune.config.surroundings import warnings_of_surroundings
 from serveprune.errors import ConfigError, ServePruneError
 from serveprune.observability.logs import configure_logs
 from serveprune.observability.metrics import Metrics
@@ -34,6 +36,8 @@ from serveprune.routing.tier_selection import QUALIFIER
 from serveprune.server import Contents, Endpoints, ReloadSignal, Server, StopSignals, artifact_builder
 from serveprune.serving.loadable_models import FixedModels, LoadableModels
 from serveprune.supervision.supervisor import Supervisor
+
+_log = logging.getLogger(__name__)
 
 _POLL_SECONDS = 0.2
 _SIGNAL_POLL_SECONDS = 0.1
@@ -153,6 +157,8 @@ def run(
     problems = [*check_secrets(config), *check_packages(config), *check_datasets(config)]
     if problems:
         raise ConfigError(problems)
+    for warning in warnings_of_surroundings(config.server, os.environ):
+        _log.warning(warning)
     stop_signals = StopSignals()
     served = _served(on_free_ports(config) if check else config)
     endpoints = served.start()
@@ -165,7 +171,8 @@ def run(
         admin_endpoints = admin.start() if admin is not None else None
         if not check:
             reloader.start()
-        with endpoints_announced(endpoints, endpoints_file, admin=admin_endpoints):
+        url = url_of(config.server, endpoints)
+        with endpoints_announced(endpoints, endpoints_file, url=url, admin=admin_endpoints):
             _show_start(served, config, endpoints, admin=admin_endpoints, stop_signals=stop_signals, console=console)
             exit_code = 0
             if stop_signals.received:
