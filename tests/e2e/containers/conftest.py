@@ -23,7 +23,7 @@ def engine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Engine]:
         wheels.result()
     engine = Engine(tmp_path_factory.mktemp("engine") / "storage")
     try:
-        engine.run("podman", "import", archive, BASE)
+        engine.run("podman", "import", archive, BASE, timeout=300)
         tried = engine.tried("podman", "run", "--rm", "--network", "none", BASE, "/bin/true")
         if tried.returncode != 0:
             pytest.skip(f"containers cannot run here: {tried.stderr[-500:]}")

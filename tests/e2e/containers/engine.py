@@ -69,18 +69,19 @@ class Engine:
             "CONTAINERS_STORAGE_CONF": str(folder / "storage.conf"),
         }
 
-    def tried(self, *words: object, timeout: float = 120, **more: str) -> "subprocess.CompletedProcess[str]":
+    def tried(
+        self, *words: object, timeout: float = 240, environment: Mapping[str, str] = MappingProxyType({})
+    ) -> "subprocess.CompletedProcess[str]":
         """Run a command, however it ends."""
-        return subprocess.run(
-            list(map(str, words)), capture_output=True, text=True, timeout=timeout, env={**self.environment, **more}
-        )
+        command = list(map(str, words))
+        whole = {**self.environment, **environment}
+        return subprocess.run(command, capture_output=True, text=True, timeout=timeout, env=whole)
 
-    def run(self, *words: object, timeout: float = 120, **more: str) -> str:
+    def run(self, *words: object, timeout: float = 240, environment: Mapping[str, str] = MappingProxyType({})) -> str:
         """Run a command that must succeed, and return what it prints."""
-        finished = self.tried(*words, timeout=timeout, **more)
-        assert finished.returncode == 0, (
-            f"{' '.join(map(str, words))}\n{finished.stdout[-4000:]}{finished.stderr[-4000:]}"
-        )
+        finished = self.tried(*words, timeout=timeout, environment=environment)
+        said = finished.stdout[-4000:] + finished.stderr[-4000:]
+        assert finished.returncode == 0, f"{' '.join(map(str, words))}\n{said}"
         return finished.stdout.strip()
 
     def build(

@@ -34,7 +34,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         engine = Engine(Path(folder) / "storage")
         try:
-            engine.run("podman", "import", archive, BASE)
+            engine.run("podman", "import", archive, BASE, timeout=300)
             build_images(engine)
             for name, size in sizes_bytes(engine).items():
                 print(f"{name:32} {size / 1e6:8.0f} MB")

@@ -1,4 +1,4 @@
-"""deploy/compose.yaml: as its specification has it, and run, but for Grafana, whose image is to be had from a registry only."""
+"""deploy/compose.yaml: what it says, and run, but for Grafana, whose image only a registry has."""
 
 import json
 import shutil
@@ -81,10 +81,10 @@ def ports(images: Engine, prometheus_image: None) -> Iterator[dict[str, str]]:
         chosen = {name: str(held.getsockname()[1]) for name, held in zip(VARIABLES, sockets, strict=True)}
     compose = (COMPOSE, "-f", FILE)
     try:
-        images.run(*compose, "up", "--no-build", "--detach", *OWN_PARTS, **chosen)
+        images.run(*compose, "up", "--no-build", "--detach", *OWN_PARTS, environment=chosen)
         yield chosen
     finally:
-        images.tried(*compose, "down", "--volumes", **chosen)
+        images.tried(*compose, "down", "--volumes", environment=chosen)
 
 
 def test_prometheus_scrapes_what_serveprune_serves(ports: dict[str, str]) -> None:

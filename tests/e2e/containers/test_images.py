@@ -59,13 +59,15 @@ def requests_of(container: Container, tier: str) -> float:
 def test_process_is_confined(container: Container) -> None:
     code = (
         "import json, os, subprocess, sys\n"
-        "status = dict(line.split(':\\t', 1) for line in open('/proc/1/status').read().splitlines() if ':\\t' in line)\n"
+        "lines = open('/proc/1/status').read().splitlines()\n"
+        "status = dict(line.split(':\\t', 1) for line in lines if ':\\t' in line)\n"
         "def attempt(what):\n"
         "    try: what()\n"
         "    except OSError as error: return type(error).__name__, error.errno\n"
         "    return None\n"
         "print(json.dumps({'status': status, 'root': attempt(lambda: open('/opt/serveprune/x', 'w')),\n"
-        "  'tmp': attempt(lambda: open('/tmp/x', 'w')), 'shell': attempt(lambda: subprocess.run(['/bin/sh', '-c', ':'])),\n"
+        "  'tmp': attempt(lambda: open('/tmp/x', 'w')),\n"
+        "  'shell': attempt(lambda: subprocess.run(['/bin/sh', '-c', ':'])),\n"
         "  'memory': next(open(file).read() for file in ('/sys/fs/cgroup/memory.max',\n"
         "     '/sys/fs/cgroup/memory/memory.limit_in_bytes') if os.path.exists(file))}))"
     )
