@@ -48,7 +48,7 @@ def config(tmp_path_factory: pytest.TempPathFactory) -> Path:
     file = write_config(
         folder,
         store={"max_bytes": "1GiB"},
-        server={"executors": 2, "drain_seconds": 60},
+        server={"executors": 2, "drain_seconds": 240, "request_timeout_seconds": 300},
         profiles={"int8": INT8},
         models={"fashion": FASHION, "slow": {"source": {"onnx": "slow.onnx"}, "tiers": ["dense"]}},
     )

@@ -53,7 +53,7 @@ class Container:
     @cached_property
     def http(self) -> httpx.Client:
         url = f"http://{self.addresses['http']}"
-        return httpx.Client(base_url=url, timeout=PATIENCE_SECONDS, trust_env=False)
+        return httpx.Client(base_url=url, timeout=3 * PATIENCE_SECONDS, trust_env=False)
 
     @cached_property
     def channel(self) -> Any:
