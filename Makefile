@@ -15,7 +15,8 @@ TORCHSERVE := .venv-torchserve
 UNPACKED := .tools
 PIP := $(BIN)/pip install --quiet --disable-pip-version-check
 # What tests need of Debian, as command:package,package. Where it may not be installed its tests are skipped, and say so.
-TOOLS := java:openjdk-17-jre-headless chromedriver:chromium-driver,chromium
+TOOLS := java:openjdk-17-jre-headless chromedriver:chromium-driver,chromium podman:podman,netavark,aardvark-dns \
+	buildah:buildah runc:runc conmon:conmon slirp4netns:slirp4netns iptables:iptables debootstrap:debootstrap
 ARGS ?=
 # Tests wait for other processes half of their time.
 WORKERS ?= 2
@@ -24,7 +25,11 @@ TEST_MODELS := magika==1.0.3 silero-vad==6.2.3
 CLIENT_PACKAGES := 'tritonclient[http,grpc]==2.73.0' kserve==0.21.0 open-inference-grpc==2.0.0 \
 	open-inference-openapi==2.0.0.1
 
-.PHONY: demo test check install tools generate benchmark benchmark-serving clean
+# What `make images` builds with, and what else it is told: see docs/container.md.
+DOCKER ?= docker
+IMAGE_ARGS ?=
+
+.PHONY: demo test check install tools generate benchmark benchmark-serving images clean
 
 demo: $(VENV)/installed
 	$(BIN)/serveprune demo $(ARGS)
@@ -37,6 +42,7 @@ check: $(VENV)/installed-dev
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+	$(BIN)/hadolint Dockerfile
 	$(BIN)/python deploy/generate_protos.py --check
 	$(BIN)/python deploy/generate_reference.py --check
 	$(BIN)/python deploy/generate_dashboard.py --check
@@ -52,6 +58,11 @@ benchmark: $(VENV)/installed-dev
 # Installs the servers it compares with, each into an environment of its own; see the script for what else it needs.
 benchmark-serving: $(VENV)/installed-dev
 	$(BIN)/python tests/benchmarks/serving.py --torch "$(TORCH)" $(ARGS)
+
+# Both images, and what they take.
+images:
+	for target in serve full; do $(DOCKER) build $(IMAGE_ARGS) --target $$target --tag serveprune:$$target . || exit 1; done
+	for target in serve full; do $(DOCKER) image inspect --format "serveprune:$$target {{.Size}} bytes" serveprune:$$target; done
 
 install: $(VENV)/installed
 

@@ -1,4 +1,3 @@
-import ipaddress
 import logging
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -12,6 +11,7 @@ from serveprune.administration.http_application import AdminHttpApplication
 from serveprune.administration.refusals import Refusals
 from serveprune.administration.relay import Relay
 from serveprune.config.server import Address, AdminConfig, ServerConfig
+from serveprune.config.surroundings import is_loopback
 from serveprune.frontends.authorization import Authorization, watched_tokens
 from serveprune.frontends.certificates import watched_certificate
 from serveprune.frontends.http.connection import NoDirectAnswers
@@ -130,11 +130,3 @@ class AdminServer:
         self._http.stop(drain_seconds=_DRAIN_SECONDS)
         self._grpc.stop(drain_seconds=_DRAIN_SECONDS)
         self._workers.shutdown(wait=False, cancel_futures=True)
-
-
-def is_loopback(host: str) -> bool:
-    """Tell whether only this machine reaches an address."""
-    try:
-        return ipaddress.ip_address(host.partition("%")[0]).is_loopback
-    except ValueError:
-        return host.lower() == "localhost"

@@ -11,9 +11,9 @@ from urllib.parse import urlsplit
 
 import typer
 
-from serveprune.administration.admin_server import is_loopback
 from serveprune.cli.client import HttpClient
 from serveprune.cli.credentials import credentials
+from serveprune.config.surroundings import is_loopback
 from serveprune.errors import InvalidArgument, ServePruneError
 from serveprune.frontends.authorization import parse_tokens
 

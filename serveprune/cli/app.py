@@ -9,6 +9,7 @@ from serveprune.cli.cache import cache_app
 from serveprune.cli.compress import compress
 from serveprune.cli.config import config_app
 from serveprune.cli.demo import demo
+from serveprune.cli.health import health
 from serveprune.cli.infer import infer
 from serveprune.cli.lottery import lottery
 from serveprune.cli.plan import plan
@@ -40,6 +41,7 @@ app.command()(sensitivity)
 app.command()(lottery)
 app.command()(tiers)
 app.command()(infer)
+app.command()(health)
 app.add_typer(cache_app, name="cache", help="Look at the artifact store and keep it tidy.")
 app.add_typer(
     config_app,

@@ -13,14 +13,21 @@ from serveprune.server import Endpoints
 
 @contextmanager
 def endpoints_announced(
-    endpoints: Endpoints, file: Path | None, *, admin: AdminEndpoints | None = None
+    endpoints: Endpoints, file: Path | None, *, url: str, admin: AdminEndpoints | None = None
 ) -> Iterator[None]:
     """Keep the addresses in a JSON file while the context lasts; whoever waits for it never sees half of it.
+
+    Args:
+        endpoints: Of the server.
+        file: Written, and removed at the end; ``None``: nothing is.
+        url: The HTTP endpoint with its scheme, which says whether there is TLS.
+        admin: Of the admin API, if there is one.
 
     Raises:
         FailedPrecondition: The file cannot be written.
     """
     addresses = {"http": str(endpoints.http), "grpc": str(endpoints.grpc), "metrics": str(endpoints.metrics)}
+    addresses["url"] = url
     if admin is not None:
         addresses |= {"admin_http": str(admin.http), "admin_grpc": str(admin.grpc)}
     with addresses_announced(addresses, file):

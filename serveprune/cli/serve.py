@@ -1,9 +1,11 @@
+import os
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
+from serveprune.cli.health import ENDPOINTS_FILE
 from serveprune.cli.serving import run, with_addresses, with_log_format
 from serveprune.cli.tier_table import table_console
 from serveprune.config.loading import load_config
@@ -39,7 +41,10 @@ def serve(
     ] = None,
     endpoints_file: Annotated[
         Path | None,
-        typer.Option(help="Write the real addresses there as JSON once all are open; removed when the server stops."),
+        typer.Option(
+            help="Write the real addresses there as JSON once all are open; removed when the server stops. "
+            f"Default: {ENDPOINTS_FILE}, if that is set, without --check."
+        ),
     ] = None,
 ) -> None:
     """Serve the models of a config file, and build the tiers that are not in the store yet.
@@ -53,6 +58,8 @@ def serve(
         loaded = with_addresses(given, http=http, grpc=grpc, metrics=metrics)
         return loaded if log_format is None else with_log_format(loaded, log_format)
 
+    if endpoints_file is None and not check and (named := os.environ.get(ENDPOINTS_FILE)):
+        endpoints_file = Path(named)
     console = table_console(stderr=not check)
     raise typer.Exit(
         run(config, read, check=check, console=console, log_format=log_format, endpoints_file=endpoints_file)

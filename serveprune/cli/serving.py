@@ -24,6 +24,7 @@ from serveprune.cli.telemetry import start_telemetry
 from serveprune.cli.tier_table import shown_names, tier_table
 from serveprune.config.root import ServePruneConfig
 from serveprune.config.server import Address
+from serveprune.config.surroundings import warnings_of_surroundings
 from serveprune.errors import ConfigError, ServePruneError
 from serveprune.frontends.http.operator_call import AskOperators
 from serveprune.observability.logs import configure_logs
@@ -179,6 +180,8 @@ def run(
     tracing = start_telemetry(config.server)
     # What is shown to people must not come between lines that programs read.
     console.quiet = config.server.logs.format == "json" and console.stderr
+    for warning in warnings_of_surroundings(config.server, os.environ):
+        _log.warning(warning)
     stop_signals = StopSignals()
     served = _served(on_free_ports(config) if check else config, tracing)
     endpoints = served.start()
@@ -200,7 +203,8 @@ def run(
             served.admit_operators(admin.relay.ask)
         if not check:
             reloader.start()
-        with endpoints_announced(endpoints, endpoints_file, admin=admin_endpoints):
+        url = url_of(config.server, endpoints)
+        with endpoints_announced(endpoints, endpoints_file, url=url, admin=admin_endpoints):
             _show_start(served, config, endpoints, admin=admin_endpoints, stop_signals=stop_signals, console=console)
             exit_code = 0
             if stop_signals.received:

@@ -14,6 +14,7 @@ from serveprune.config.model import ModelEntry
 from serveprune.config.problem import Problem, description
 from serveprune.config.profile import ProfileConfig
 from serveprune.config.root import ServePruneConfig
+from serveprune.config.surroundings import completed_by_surroundings, problems_of_surroundings
 from serveprune.errors import ConfigError
 
 _Model = TypeVar("_Model", bound=BaseModel)
@@ -30,21 +31,14 @@ def load_config(
 
     Args:
         path: The file.
-        environment: Values for `${NAME}` in the file. Default: the process's environment.
+        environment: Values for `${NAME}` in the file, and defaults of host and store. Default: the process's
+            environment.
         more_models: Are taken as if they stood under `models`, beside those of the file.
 
     Raises:
         ConfigError: All that is wrong in it, one line each: ``FILE:LINE: key.path: expected ..., got ...``.
     """
-    return _parse(
-        _read(path),
-        ServePruneConfig,
-        file=path,
-        folder=path.parent,
-        check=consistency_problems,
-        environment=environment,
-        completed=lambda data: _with_models(data, more_models, file=path),
-    )
+    return _parse_whole(_read(path), file=path, folder=path.parent, environment=environment, more_models=more_models)
 
 
 def load_config_content(
@@ -61,9 +55,7 @@ def load_config_content(
     Raises:
         ConfigError: As for `load_config`.
     """
-    return _parse(
-        content, ServePruneConfig, file=Path(name), folder=folder, check=consistency_problems, environment=environment
-    )
+    return _parse_whole(content, file=Path(name), folder=folder, environment=environment)
 
 
 def load_entry(path: Path, *, name: str, completed: Callable[[dict[str, Any]], dict[str, Any]]) -> ModelEntry:
@@ -101,18 +93,32 @@ def load_profile(path: Path, *, environment: Mapping[str, str] | None = None) ->
     Raises:
         ConfigError: As for `load_config`.
     """
-    return _load(path, ProfileConfig, check=lambda _: [], environment=environment)
-
-
-def _load(
-    path: Path,
-    model: type[_Model],
-    *,
-    check: Callable[[Mapping[str, Any]], list[Problem]],
-    environment: Mapping[str, str] | None,
-) -> _Model:
     content = _read(path)
-    return _parse(content, model, file=path, folder=path.parent, check=check, environment=environment)
+    return _parse(content, ProfileConfig, file=path, folder=path.parent, check=lambda _: [], environment=environment)
+
+
+def _parse_whole(
+    content: bytes,
+    *,
+    file: Path,
+    folder: Path,
+    environment: Mapping[str, str] | None,
+    more_models: Mapping[str, Mapping[str, Any]] = MappingProxyType({}),
+) -> ServePruneConfig:
+    surroundings = os.environ if environment is None else environment
+
+    def check(data: Mapping[str, Any]) -> list[Problem]:
+        return [*problems_of_surroundings(surroundings), *consistency_problems(data)]
+
+    return _parse(
+        content,
+        ServePruneConfig,
+        file=file,
+        folder=folder,
+        check=check,
+        environment=surroundings,
+        completed=lambda data: completed_by_surroundings(_with_models(data, more_models, file=file), surroundings),
+    )
 
 
 def _parse(

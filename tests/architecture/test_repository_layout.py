@@ -10,7 +10,7 @@ ROOT = Path(__file__).resolve().parents[2]
 TOP_LEVEL = {
     *("pyproject.toml", "serveprune", "handlers", "protos", "deploy", "tests", "Dockerfile"),
     *("README.md", "ARCHITECTURE.md", "CHANGELOG.md", "CONTRIBUTING.md", "AGENTS.md", "LICENSE", "Makefile"),
-    *("docs", ".ci", ".gitignore"),
+    *("docs", ".ci", ".gitignore", ".dockerignore"),
 }
 NAMES_THAT_SAY_NOTHING = {"utils", "util", "helpers", "helper", "common", "misc", "manager", "managers"}
 
