@@ -23,7 +23,9 @@ from serveprune.artifacts.builder import (
     BuildRequest,
     BuildResult,
 )
-from serveprune.artifacts.store import ArtifactStore, StoreEvent
+from serveprune.artifacts.opening import open_store
+from serveprune.artifacts.shared_store import SharedArtifactStore
+from serveprune.artifacts.store import ArtifactStore, StoreEvent, ignore
 from serveprune.backends.mapped_graph import MappedOnnxRuntimeBackend
 from serveprune.backends.protocol import Backend
 from serveprune.backends.selection import ONNX_RUNTIME, load_backend
@@ -38,6 +40,7 @@ from serveprune.frontends.metrics_endpoint import MetricsEndpoint
 from serveprune.frontends.watched_files import Reload, Watch
 from serveprune.models.registry import Model, Registry
 from serveprune.models.repository import VariantRepository
+from serveprune.models.shared_flight_builder import SharedFlightBuilder
 from serveprune.observability import metrics as series
 from serveprune.observability.metrics import Metrics
 from serveprune.rollouts.driver import RolloutDriver
@@ -123,7 +126,7 @@ class Server:
         alone = shared_builder is None
         self.metrics = Metrics()
         self._store_events = {event: self.metrics.counter(series.STORE_EVENTS, event) for event in StoreEvent}
-        store = ArtifactStore(config.store.path, max_bytes=config.store.max_bytes, on_event=self._count_store_event)
+        store = open_store(config.store, on_event=self._count_store_event)
         self.metrics.gauge(series.STORE_BYTES).set_function(store.size_bytes)
         models = _models(config, contents)
         self.registry = Registry(models)
@@ -142,7 +145,7 @@ class Server:
         self.controlplane = ControlPlane(
             self.registry,
             repository,
-            shared_builder or artifact_builder(config),
+            shared_builder or artifact_builder(config, on_event=self._count_store_event),
             VariantReporter(self.metrics, counts_builds=alone),
             profiles=config.profiles,
             adaptive_state=self._router.adaptive_state,
@@ -189,7 +192,7 @@ class Server:
         self._watch = Watch(watched, on_reload=lambda what, outcome: self._reloads[what, outcome].inc())
         self._metrics_endpoint = MetricsEndpoint(self.metrics.registry) if alone else None
         self.sides = RolloutSides(self.registry, self._router)
-        self.rollouts = Rollouts(config.store.path, self.metrics) if alone else None
+        self.rollouts = Rollouts(config.store.folder, self.metrics) if alone else None
         self._driver = (
             RolloutDriver(self.rollouts, observe=self.sides.observe, obey=self.sides.obey) if self.rollouts else None
         )
@@ -362,20 +365,37 @@ def can_build() -> bool:
     return all(importlib.util.find_spec(package) for package in _COMPRESSING_PACKAGES)
 
 
-def artifact_builder(config: ServePruneConfig) -> ArtifactBuilder:
-    """Return what makes the artifacts that the store lacks, in processes of its own."""
-    if not can_build():
-        return ServingOnlyBuilder()
-    # Imported here because a serving-only image may leave the package out.
-    from serveprune.compression.child import SubprocessBuilder
-    from serveprune.compression.single_flight_builder import SingleFlightBuilder
+def artifact_builder(config: ServePruneConfig, *, on_event: Callable[[StoreEvent], None] = ignore) -> ArtifactBuilder:
+    """Return what makes the artifacts that the store lacks, in processes of its own.
 
+    Args:
+        config: What is served.
+        on_event: Told what happens in a shared store on account of builds.
+    """
+    builder: ArtifactBuilder = ServingOnlyBuilder()
     threads = config.server.threads_per_executor
-    return SingleFlightBuilder(
-        SubprocessBuilder(config.store, config.builds, threads_of_serving=threads),
-        config.store,
+    if can_build():
+        # Imported here because a serving-only image may leave the package out.
+        from serveprune.compression.child import SubprocessBuilder
+        from serveprune.compression.single_flight_builder import SingleFlightBuilder
+
+        builder = SingleFlightBuilder(
+            SubprocessBuilder(config.store, config.builds, threads_of_serving=threads),
+            config.store,
+            config.builds,
+            threads_of_serving=threads,
+        )
+    store = open_store(config.store, on_event=on_event)
+    if not isinstance(store, SharedArtifactStore):
+        return builder
+    return SharedFlightBuilder(
+        builder,
+        store,
         config.builds,
+        lease_seconds=config.store.lease_seconds,
         threads_of_serving=threads,
+        can_build=can_build(),
+        on_event=on_event,
     )
 
 

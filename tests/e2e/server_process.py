@@ -74,7 +74,12 @@ class ServerProcess:
     """A running server on free ports, its log, and clients of it."""
 
     def __init__(
-        self, config: Path, *, environment: Mapping[str, str] | None = None, options: tuple[str, ...] = ()
+        self,
+        config: Path,
+        *,
+        environment: Mapping[str, str] | None = None,
+        options: tuple[str, ...] = (),
+        command: Sequence[str] = COMMAND,
     ) -> None:
         """Start; `wait_open` waits until all ports are open.
 
@@ -87,7 +92,7 @@ class ServerProcess:
         addresses = [word for front in ("http", "grpc", "metrics") for word in (f"--{front}", "127.0.0.1:0")]
         with self.log_file.open("wb") as log:
             self.process = subprocess.Popen(
-                [*COMMAND, "serve", str(config), *addresses, "--endpoints-file", str(self._endpoints_file), *options],
+                [*command, "serve", str(config), *addresses, "--endpoints-file", str(self._endpoints_file), *options],
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=subprocess.STDOUT,
