@@ -5,11 +5,8 @@ Imports no torch and no onnx: this runs in the serving process.
 
 import logging
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 from threading import Event
-
-from pydantic import ValidationError
 
 from serveprune.artifacts.build_failure import BuildFailure
 from serveprune.artifacts.builder import ArtifactBuilder, BuildOutcome, BuildProgress, BuildRequest, BuildResult
@@ -91,10 +88,10 @@ class SingleFlightBuilder:
 
     def _failure(self, file: Path) -> BuildResult | None:
         try:
-            failure = BuildFailure.model_validate_json(file.read_bytes())
-        except (OSError, ValidationError):
+            failure = BuildFailure.read(file.read_bytes())
+        except OSError:
             return None  # it never ended, or not here
-        return replace(failure.result, is_anothers=True) if failure.builds == self._builds else None
+        return failure.for_limits(self._builds) if failure is not None else None
 
     def _built(
         self,

@@ -106,7 +106,7 @@ class StoreConfig(ConfigModel):
         description="Beyond this size the least recently used artifacts go, loaded ones never, and what passes share. "
         "Of a shared store it bounds the local copies.",
     )
-    options: dict[str, Any] = Field(
+    options: Annotated[dict[str, Any], WithJsonSchema({"type": "object"})] = Field(
         default={},
         description="Options of the file system behind a URL, as fsspec takes them, such as `endpoint_url`. "
         "Credentials are refused: the SDK reads them from the environment.",

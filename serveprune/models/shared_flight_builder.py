@@ -9,8 +9,6 @@ from collections.abc import Callable
 from dataclasses import replace
 from threading import Event
 
-from pydantic import ValidationError
-
 from serveprune.artifacts.build_failure import BuildFailure
 from serveprune.artifacts.builder import ArtifactBuilder, BuildOutcome, BuildProgress, BuildRequest, BuildResult
 from serveprune.artifacts.shared_flight import SharedFlight, SharedLease
@@ -146,11 +144,8 @@ class SharedFlightBuilder:
         return result
 
     def _failure(self, left: str) -> BuildResult | None:
-        try:
-            failure = BuildFailure.model_validate_json(left)
-        except ValidationError:
-            return None  # of another version
-        return replace(failure.result, is_anothers=True) if failure.builds == self._builds else None
+        failure = BuildFailure.read(left)
+        return failure.for_limits(self._builds) if failure is not None else None
 
     def _reasons(self, request: BuildRequest, found: Artifact) -> tuple[str, ...]:
         gate = request.profile.gate if request.profile is not None else None

@@ -53,8 +53,10 @@ def objects(url: str) -> tuple[Any, list[str]]:
 
 def damage(url: str, part: str, content: bytes) -> None:
     files, names = objects(url)
-    (name,) = [each for each in names if part in each]
-    files.pipe_file(name, content)
+    found = [each for each in names if part in each]
+    assert found
+    for name in found:
+        files.pipe_file(name, content)
 
 
 def test_what_one_machine_published_is_served_by_another(machine: Machine, seen: dict[str, list[StoreEvent]]) -> None:
@@ -85,7 +87,7 @@ def test_dense_is_found_by_the_import_record_of_another_machine(machine: Machine
 
 def test_any_environment_finds_what_another_one_built(machine: Machine) -> None:
     first, second = machine("first"), machine("second")
-    other = commit_tier(first, environment={"cpu": "another"})
+    other = commit_tier(first, built_in={"cpu": "another"})
     assert first.publish()
     assert second.find_tier(digest("tier")) is None
     found = second.find_tier(digest("tier"), any_environment=True)
@@ -185,7 +187,7 @@ def test_what_was_built_before_the_store_was_shared_can_be_published(machine: Ma
 def test_manifest_that_names_a_file_outside_is_refused(machine: Machine, tmp_path: Path) -> None:
     first = machine("first")
     tier = commit_tier(first)
-    (record,) = tier.manifest.files.values()
+    record = next(iter(tier.manifest.files.values()))
     evil = tier.manifest.model_copy(update={"files": {"../../evil": record}})
     (tmp_path / "target").mkdir()
     with pytest.raises(DataLoss, match="outside the artifact"):
