@@ -26,10 +26,12 @@ from serveprune.artifacts.builder import (
 from serveprune.artifacts.opening import open_store
 from serveprune.artifacts.shared_store import SharedArtifactStore
 from serveprune.artifacts.store import ArtifactStore, StoreEvent, ignore
+from serveprune.artifacts.traced_builder import TracedBuilder
 from serveprune.backends.mapped_graph import MappedOnnxRuntimeBackend
 from serveprune.backends.protocol import Backend
 from serveprune.backends.selection import ONNX_RUNTIME, load_backend
 from serveprune.config.changes import config_changes
+from serveprune.config.observability import AccessLogConfig
 from serveprune.config.root import ServePruneConfig
 from serveprune.config.server import Address
 from serveprune.frontends.authorization import TOKENS, Authorization, watched_tokens
@@ -42,7 +44,10 @@ from serveprune.models.registry import Model, Registry
 from serveprune.models.repository import VariantRepository
 from serveprune.models.shared_flight_builder import SharedFlightBuilder
 from serveprune.observability import metrics as series
+from serveprune.observability.access_log import AccessLog
 from serveprune.observability.metrics import Metrics
+from serveprune.observability.request_observer import RequestObserver
+from serveprune.observability.tracing_protocol import Tracing, close_in_time
 from serveprune.rollouts.driver import RolloutDriver
 from serveprune.rollouts.rollouts import Rollouts
 from serveprune.routing.router import Router
@@ -106,6 +111,7 @@ class Server:
         shared_builder: ArtifactBuilder | None = None,
         loadable: LoadableModels | None = None,
         contents: Contents = MappingProxyType({}),
+        tracing: Tracing | None = None,
     ) -> None:
         """Assemble the parts; nothing runs yet.
 
@@ -115,6 +121,7 @@ class Server:
                 builds, and shows the metrics of all.
             loadable: Loads and unloads models by request. Default: none can be.
             contents: What the files of models are like, where they may change under their names.
+            tracing: Makes spans; closed when the server stops.
 
         Raises:
             FailedPrecondition: The certificate or the tokens cannot be read or used.
@@ -145,7 +152,7 @@ class Server:
         self.controlplane = ControlPlane(
             self.registry,
             repository,
-            shared_builder or artifact_builder(config, on_event=self._count_store_event),
+            shared_builder or artifact_builder(config, tracing=tracing, on_event=self._count_store_event),
             VariantReporter(self.metrics, counts_builds=alone),
             profiles=config.profiles,
             adaptive_state=self._router.adaptive_state,
@@ -167,6 +174,8 @@ class Server:
             max_request_rows=config.server.max_request_rows,
         )
         authorization = Authorization(known_tokens) if known_tokens is not None else None
+        self._tracing = tracing
+        self._observer = _observer(config.server.logs.access, tracing)
         self._http = HttpFrontend(
             self.dataplane,
             self.controlplane,
@@ -174,6 +183,7 @@ class Server:
             on_rejected=self.dataplane.count_rejection,
             certificate=certificate,
             authorization=authorization,
+            observer=self._observer,
         )
         self._grpc = GrpcFrontend(
             self.dataplane,
@@ -182,6 +192,7 @@ class Server:
             on_rejected=self.dataplane.count_rejection,
             certificate=certificate,
             authorization=authorization,
+            observer=self._observer,
         )
         watched = [each for each in (certificate, known_tokens) if each is not None]
         self._reloads = {
@@ -192,7 +203,7 @@ class Server:
         self._watch = Watch(watched, on_reload=lambda what, outcome: self._reloads[what, outcome].inc())
         self._metrics_endpoint = MetricsEndpoint(self.metrics.registry) if alone else None
         self.sides = RolloutSides(self.registry, self._router)
-        self.rollouts = Rollouts(config.store.folder, self.metrics) if alone else None
+        self.rollouts = Rollouts(config.store.folder, self.metrics, tracing=tracing) if alone else None
         self._driver = (
             RolloutDriver(self.rollouts, observe=self.sides.observe, obey=self.sides.obey) if self.rollouts else None
         )
@@ -316,6 +327,9 @@ class Server:
         at_rest &= self.controlplane.stop(timeout_seconds=_left(deadline + _STOP_MARGIN_SECONDS))
         if self._metrics_endpoint is not None:
             self._metrics_endpoint.stop()
+        if self._observer is not None:
+            self._observer.stop(timeout_seconds=_left(deadline))
+        close_in_time(self._tracing, left_seconds=_left(deadline))
         return at_rest
 
     def _count_batch(self, executable: Executable, rows: int) -> None:
@@ -356,6 +370,19 @@ def _spare_the_collector() -> None:
     gc.freeze()
 
 
+def _observer(access: AccessLogConfig | None, tracing: Tracing | None) -> RequestObserver | None:
+    """Return what follows requests, if anybody wants to know of them."""
+    log = None
+    if access is not None:
+        log = AccessLog(
+            sample_ratio=access.sample_ratio,
+            slow_seconds=access.slow_seconds,
+            errors=access.errors,
+            trace_ids=(lambda record: None) if tracing is None else tracing.ids_of,
+        )
+    return RequestObserver(tracing=tracing, access=log) if tracing is not None or log is not None else None
+
+
 def _left(deadline: float) -> float:
     return max(0.0, deadline - time.monotonic())
 
@@ -365,13 +392,24 @@ def can_build() -> bool:
     return all(importlib.util.find_spec(package) for package in _COMPRESSING_PACKAGES)
 
 
-def artifact_builder(config: ServePruneConfig, *, on_event: Callable[[StoreEvent], None] = ignore) -> ArtifactBuilder:
+def artifact_builder(
+    config: ServePruneConfig,
+    *,
+    tracing: Tracing | None = None,
+    on_event: Callable[[StoreEvent], None] = ignore,
+) -> ArtifactBuilder:
     """Return what makes the artifacts that the store lacks, in processes of its own.
 
     Args:
         config: What is served.
+        tracing: Told of builds.
         on_event: Told what happens in a shared store on account of builds.
     """
+    builder = _untraced_builder(config, on_event)
+    return builder if tracing is None else TracedBuilder(builder, tracing)
+
+
+def _untraced_builder(config: ServePruneConfig, on_event: Callable[[StoreEvent], None]) -> ArtifactBuilder:
     builder: ArtifactBuilder = ServingOnlyBuilder()
     threads = config.server.threads_per_executor
     if can_build():
