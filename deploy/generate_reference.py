@@ -162,6 +162,8 @@ def _type_text(value: Mapping[str, Any], definitions: Mapping[str, Any]) -> str:
         keys = (f"{key}: {_type_text(each, definitions)}" for key, each in value["properties"].items())
         return f"`{{{', '.join(keys)}}}`"
     if value.get("type") == "object" and not list(_references(value)):
+        if "additionalProperties" not in value:
+            return "mapping"
         return f"mapping of NAME to {_type_text(value['additionalProperties'], definitions)}"
     if "$ref" in value or "oneOf" in value or value["type"] == "object":
         return "mapping, see below"

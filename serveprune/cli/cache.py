@@ -11,6 +11,8 @@ from rich.table import Table
 
 from serveprune.artifacts.durability import size_on_disk_bytes
 from serveprune.artifacts.store import Artifact, ArtifactStore
+from serveprune.cli.compress_target import local_store
+from serveprune.cli.shared_cache import shared_app
 from serveprune.config.loading import load_config
 from serveprune.config.server import StoreConfig
 from serveprune.errors import InvalidArgument, NotFound
@@ -21,6 +23,7 @@ _SHORT_KEY = 12
 _PIPE_COLUMNS = 200
 
 cache_app = typer.Typer(no_args_is_help=True)
+cache_app.add_typer(shared_app, name="shared", help="The side of a shared store that machines have in common.")
 
 StorePath = Annotated[Path | None, typer.Option("--store", help="Folder of the store.")]
 ConfigPath = Annotated[
@@ -89,12 +92,12 @@ def _opened(store: Path | None, config: Path | None, *, max_bytes: str | None = 
     if store is not None and config is not None:
         raise InvalidArgument("expected --store or --config, got both")
     if store is not None:
-        path, bound = store, StoreConfig().max_bytes
+        path, bound = local_store(store), StoreConfig().max_bytes
     elif config is not None or _DEFAULT_CONFIG.exists():
         configured = load_config(config or _DEFAULT_CONFIG).store
-        path, bound = configured.path, configured.max_bytes
+        path, bound = configured.folder, configured.max_bytes
     else:
-        path, bound = StoreConfig().path, StoreConfig().max_bytes
+        path, bound = StoreConfig().folder, StoreConfig().max_bytes
     if not path.is_dir():
         raise NotFound(
             f"expected an artifact store in {path.absolute()}, and there is no such folder; "

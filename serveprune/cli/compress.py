@@ -16,7 +16,8 @@ from rich.table import Table
 
 from serveprune.artifacts.builder import BuildOutcome, BuildRequest, BuildResult
 from serveprune.artifacts.manifest import MANIFEST_FILE, PassRecord
-from serveprune.artifacts.store import Artifact, ArtifactStore
+from serveprune.artifacts.opening import open_store
+from serveprune.artifacts.store import Artifact
 from serveprune.cli.compress_target import Pooling, SourceFlags, Target, TaskFlag, resolve_target, with_samples
 from serveprune.cli.console import progress_console, progress_display
 from serveprune.cli.interruption import interruption
@@ -70,7 +71,8 @@ def compress(
             _check_writable(out)
         with interruption() as interrupted:
             result = _build(target, interrupted)
-        artifacts = ArtifactStore(target.store.path, max_bytes=target.store.max_bytes)
+        artifacts = open_store(target.store)
+        artifacts.publish()
         found = artifacts.open(result.key) if result.key else None
         tier = _as_served(found, target) if found else None
         dense = artifacts.open(tier.manifest.dense_key) if tier and tier.manifest.dense_key else None

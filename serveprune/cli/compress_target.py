@@ -1,6 +1,7 @@
 """What `compress` works on, from a configuration or from a path on the command line."""
 
 import json
+import re
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal, Self, get_args
@@ -22,6 +23,7 @@ from serveprune.config.root import ServePruneConfig
 from serveprune.config.server import BuildsConfig, StoreConfig
 from serveprune.errors import InvalidArgument, NotFound
 
+_URL = re.compile(r"[a-z][a-z0-9+.-]+:/")
 _DEFAULT_CONFIG = Path("serveprune.yaml")
 _BUILT_IN_PROFILES = {
     "int8": ProfileConfig(passes=(PassConfig(quantize=QuantizeOptions()),), gate=GateConfig(min_quality=0.97))
@@ -79,6 +81,19 @@ class Target:
         return replace(self, model=model)
 
 
+def local_store(path: Path) -> Path:
+    """Return the folder that `--store` names.
+
+    Raises:
+        InvalidArgument: It is the URL of a shared store, which needs more than a name.
+    """
+    if _URL.match(str(path)):
+        raise InvalidArgument(
+            f"--store: expected a folder, got a URL: {path}; set store.path in a config, and name that with --config"
+        )
+    return path
+
+
 def resolve_target(model: str, *, profile: str, config: Path | None, store: Path | None, flags: SourceFlags) -> Target:
     """Find the model and the profile that the command line names.
 
@@ -114,7 +129,7 @@ def resolve_target(model: str, *, profile: str, config: Path | None, store: Path
         )
     store_config = settings.store if settings else StoreConfig()
     if store is not None or settings is None:
-        store_config = store_config.model_copy(update={"path": (store or store_config.path).absolute()})
+        store_config = store_config.model_copy(update={"path": local_store(store or store_config.folder).absolute()})
     return Target(
         name=name,
         model=described,

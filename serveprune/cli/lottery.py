@@ -8,7 +8,8 @@ from typing import Annotated, Any
 import typer
 
 from serveprune.artifacts.builder import BuildOutcome, BuildRequest, BuildResult
-from serveprune.artifacts.store import Artifact, ArtifactStore
+from serveprune.artifacts.opening import open_store
+from serveprune.artifacts.store import Artifact
 from serveprune.cli.compress import EXIT_INTERRUPTED, exit_status
 from serveprune.cli.compress_target import Pooling, SourceFlags, Target, TaskFlag, resolve_target, with_samples
 from serveprune.cli.console import progress_console, progress_display
@@ -55,7 +56,8 @@ def lottery(
         _require_pass(target)
         with interruption() as interrupted:
             result = _build(target, interrupted)
-        artifacts = ArtifactStore(target.store.path, max_bytes=target.store.max_bytes)
+        artifacts = open_store(target.store)
+        artifacts.publish()
         tier = artifacts.open(result.key) if result.key else None
         report = None if tier is None else _report(tier)
         if plot is not None and report is not None:

@@ -235,7 +235,7 @@ def _admin_server(config: ServePruneConfig, served: Served, reloader: Reloader) 
         served,
         reloader,
         server=server,
-        store=config.store.path,
+        store=config.store.folder,
         metrics=served.metrics,
         environment=os.environ,
     )

@@ -21,6 +21,7 @@ from typing import Any
 import psutil
 
 from serveprune.artifacts.builder import BuildOutcome, BuildProgress, BuildRequest, BuildResult
+from serveprune.artifacts.opening import open_store
 from serveprune.artifacts.store import ArtifactStore
 from serveprune.compression.job import BuildJob, ResultLine, failed_line, parse_line
 from serveprune.config.server import BuildsConfig, StoreConfig
@@ -127,7 +128,7 @@ class SubprocessBuilder:
         return result or watch.stopped or failed_line(_death(status, folder / _LOG))
 
     def _store(self) -> ArtifactStore:
-        return ArtifactStore(self._store_config.path, max_bytes=self._store_config.max_bytes)
+        return open_store(self._store_config)
 
     def _keep_log(self, request: BuildRequest, log: Path) -> Path | None:
         try:

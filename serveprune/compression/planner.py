@@ -23,10 +23,10 @@ def main() -> int:
 def _plan(job: "BuildJob", report: "Callable[[BuildProgress], None]") -> "BuildResult":
     # Numeric libraries read the limits on threads once, when they load.
     from serveprune.artifacts.builder import BuildOutcome, BuildResult
-    from serveprune.artifacts.store import ArtifactStore
+    from serveprune.artifacts.opening import open_store
     from serveprune.compression.planning import plan_tier
 
-    store = ArtifactStore(job.store.path, max_bytes=job.store.max_bytes)
+    store = open_store(job.store)
     threads, serving = job.builds.threads, job.threads_of_serving
     plan = plan_tier(job.request, store=store, threads=threads, threads_of_serving=serving, on_progress=report)
     return BuildResult(BuildOutcome.BUILT, findings=plan.model_dump(mode="json"))

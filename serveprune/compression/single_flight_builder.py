@@ -5,18 +5,15 @@ Imports no torch and no onnx: this runs in the serving process.
 
 import logging
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 from threading import Event
 
-from pydantic import BaseModel, ConfigDict, ValidationError
-
+from serveprune.artifacts.build_failure import BuildFailure
 from serveprune.artifacts.builder import ArtifactBuilder, BuildOutcome, BuildProgress, BuildRequest, BuildResult
-from serveprune.artifacts.dense import dense_of
-from serveprune.artifacts.environment import environment
 from serveprune.artifacts.file_lock import FileLock
-from serveprune.artifacts.key import artifact_key, source_recipe, tier_packages, tier_recipe
-from serveprune.artifacts.store import Artifact, ArtifactStore
+from serveprune.artifacts.opening import open_store
+from serveprune.artifacts.store import Artifact
+from serveprune.artifacts.wanted import wanted_artifact, wanted_key
 from serveprune.config.server import BuildsConfig, StoreConfig
 from serveprune.errors import ServePruneError
 from serveprune.evaluation.choice import choose
@@ -26,15 +23,6 @@ _log = logging.getLogger(__name__)
 _POLL_SECONDS = 0.2
 _WAITING = BuildProgress("waiting for another process's build", 0.0)
 _CANCELLED = BuildResult(BuildOutcome.FAILED, reasons=("cancelled",))
-
-
-class _Failure(BaseModel):
-    """What who builds leaves in the lock's file for those who wait, if the build fails."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    builds: BuildsConfig
-    result: BuildResult
 
 
 class SingleFlightBuilder:
@@ -56,7 +44,7 @@ class SingleFlightBuilder:
             threads_of_serving: Threads one batch gets in serving, which is part of what a tier is found by.
         """
         self._builder = builder
-        self._store = ArtifactStore(store.path, max_bytes=store.max_bytes)
+        self._store = open_store(store)
         self._builds = builds
         self._threads_of_serving = threads_of_serving
 
@@ -65,7 +53,7 @@ class SingleFlightBuilder:
     ) -> BuildResult:
         """See `ArtifactBuilder.build`."""
         try:
-            key = self._key(request)
+            key = wanted_key(self._store, request, threads=self._threads_of_serving)
             lock = self._store.try_flight(f"build-{key}")
             has_waited = lock is None
             if has_waited:
@@ -82,16 +70,6 @@ class SingleFlightBuilder:
             ended = self._ended(request, lock, has_waited=has_waited)
             return ended or self._built(request, lock, on_progress, cancelled)
 
-    def _key(self, request: BuildRequest) -> str:
-        """Return what tells the artifact from all others before it is there."""
-        if request.profile is None:
-            return artifact_key(source_recipe(request.model), environment())
-        dense = dense_of(self._store, request.model)
-        # The key of a graph that is still to be imported is not known: its source stands for it.
-        base = dense.key if dense is not None else source_recipe(request.model)
-        recipe = tier_recipe(base, request.model, request.profile, threads=self._threads_of_serving)
-        return artifact_key(recipe, environment(tier_packages(request.model, request.profile)))
-
     def _ended(self, request: BuildRequest, lock: FileLock, *, has_waited: bool) -> BuildResult | None:
         """Return how the build ended that was waited for, or that ended just before."""
         found = self._found(request)
@@ -104,20 +82,16 @@ class SingleFlightBuilder:
 
     def _found(self, request: BuildRequest) -> Artifact | None:
         try:
-            dense = dense_of(self._store, request.model)
-            if dense is None or request.profile is None:
-                return dense
-            recipe = tier_recipe(dense.key, request.model, request.profile, threads=self._threads_of_serving)
-            return self._store.find_tier(recipe, extra_packages=tier_packages(request.model, request.profile))
+            return wanted_artifact(self._store, request, threads=self._threads_of_serving)
         except ServePruneError:
             return None  # as above
 
     def _failure(self, file: Path) -> BuildResult | None:
         try:
-            failure = _Failure.model_validate_json(file.read_bytes())
-        except (OSError, ValidationError):
+            failure = BuildFailure.read(file.read_bytes())
+        except OSError:
             return None  # it never ended, or not here
-        return replace(failure.result, is_anothers=True) if failure.builds == self._builds else None
+        return failure.for_limits(self._builds) if failure is not None else None
 
     def _built(
         self,
@@ -129,7 +103,7 @@ class SingleFlightBuilder:
         _write(lock.path, b"")
         result = self._builder.build(request, on_progress=on_progress, cancelled=cancelled)
         if result.outcome is BuildOutcome.FAILED and not cancelled.is_set():
-            _write(lock.path, _Failure(builds=self._builds, result=result).model_dump_json().encode())
+            _write(lock.path, BuildFailure(builds=self._builds, result=result).model_dump_json().encode())
         return result
 
 

@@ -60,10 +60,10 @@ def run_worker(work: "Callable[[BuildJob, Callable[[BuildProgress], None]], Buil
 
 
 def _build(job: "BuildJob", report: "Callable[[BuildProgress], None]") -> "BuildResult":
-    from serveprune.artifacts.store import ArtifactStore
+    from serveprune.artifacts.opening import open_store
     from serveprune.compression.build import build
 
-    store = ArtifactStore(job.store.path, max_bytes=job.store.max_bytes)
+    store = open_store(job.store)
     threads, serving = job.builds.threads, job.threads_of_serving
     return build(job.request, store=store, threads=threads, threads_of_serving=serving, on_progress=report)
 

@@ -4,12 +4,15 @@ Both happen only when validation is given a `Locations` as its context. A manife
 child process, holds the same models, and there the paths stay as they are.
 """
 
+import re
 import stat
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
-from pydantic import AfterValidator, ValidationInfo
+from pydantic import AfterValidator, PlainSerializer, PlainValidator, ValidationInfo, WithJsonSchema
+
+from serveprune.config.problem import description
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,3 +92,27 @@ DatasetFile = Annotated[Path, AfterValidator(_dataset_file)]
 HuggingFaceFolder = Annotated[Path, AfterValidator(_hugging_face_folder)]
 FolderToBe = Annotated[Path, AfterValidator(_folder_to_be)]
 """A folder that is made when it is not there."""
+
+
+_URL = re.compile(r"[a-z][a-z0-9+.-]*://\S*[^\s/]\S*")
+
+
+def _folder_or_url(value: Any, info: ValidationInfo) -> Path | str:
+    if isinstance(value, str) and "://" in value:
+        if not _URL.fullmatch(value) or "@" in value:
+            # One with a password in it is not repeated.
+            shown = "one with credentials in it" if "@" in value else repr(value)
+            raise ValueError(f"expected a folder, or a URL such as s3://bucket/prefix without credentials, got {shown}")
+        return value.rstrip("/")
+    if not isinstance(value, str | Path):
+        raise ValueError(f"expected a path or a URL such as s3://bucket/prefix, got {description(value)}")
+    return _folder_to_be(Path(value), info)
+
+
+FolderOrUrl = Annotated[
+    Path | str,
+    PlainValidator(_folder_or_url),
+    PlainSerializer(str),
+    WithJsonSchema({"type": "string", "format": "path", "examples": [".serveprune", "s3://bucket/prefix"]}),
+]
+"""A folder that is made when it is not there, or the URL of a store that machines share."""

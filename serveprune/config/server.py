@@ -1,13 +1,14 @@
 import os
 import re
+from collections.abc import Iterator, Mapping
 from decimal import Decimal
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple
 
-from pydantic import BeforeValidator, ByteSize, Field, PlainSerializer, WithJsonSchema
+from pydantic import BeforeValidator, ByteSize, Field, PlainSerializer, WithJsonSchema, field_validator
 
 from serveprune.config.base import ConfigModel
-from serveprune.config.locations import FolderToBe
+from serveprune.config.locations import FolderOrUrl, FolderToBe
 from serveprune.config.numbers import Number, WholeNumber
 from serveprune.config.observability import LogsConfig, TracingConfig
 from serveprune.config.problem import description
@@ -90,13 +91,71 @@ Size = Annotated[
 class StoreConfig(ConfigModel):
     """Where artifacts live and how much disk they may take."""
 
-    path: FolderToBe = Field(
-        default=Path(".serveprune"), validate_default=True, description="Folder of the artifact store."
+    path: FolderOrUrl = Field(
+        default=Path(".serveprune"),
+        validate_default=True,
+        description="Folder of the artifact store, or the URL of one that machines share, such as "
+        "`s3://bucket/prefix`: docs/shared_store.md.",
+    )
+    cache_path: FolderToBe = Field(
+        default=Path(".serveprune"),
+        validate_default=True,
+        description="With a URL as `path`: folder of this machine's copies, rollouts and logs. Else of no account.",
     )
     max_bytes: Size = Field(
         default=ByteSize(20 * 2**30),
-        description="Beyond this size the least recently used artifacts go, loaded ones never, and what passes share.",
+        description="Beyond this size the least recently used artifacts go, loaded ones never, and what passes share. "
+        "Of a shared store it bounds the local copies.",
     )
+    options: Annotated[dict[str, Any], WithJsonSchema({"type": "object"})] = Field(
+        default={},
+        description="Options of the file system behind a URL, as fsspec takes them, such as `endpoint_url`. "
+        "Credentials are refused: the SDK reads them from the environment.",
+    )
+    lease_seconds: Number = Field(
+        default=30.0,
+        gt=0,
+        description="A machine that builds for a shared store renews its lease four times in this time; others take "
+        "over when they saw no renewal for as long.",
+    )
+    timeout_seconds: Number = Field(
+        default=20.0,
+        gt=0,
+        description="Bound on connecting to a shared store on S3, and on waiting for its next bytes.",
+    )
+
+    @property
+    def is_shared(self) -> bool:
+        """Whether machines share it, so that what is on this one is a copy."""
+        return isinstance(self.path, str)
+
+    @property
+    def folder(self) -> Path:
+        """Where this machine keeps artifacts, rollouts and logs."""
+        return self.cache_path if isinstance(self.path, str) else self.path
+
+    @field_validator("options")
+    @classmethod
+    def _hold_no_secret(cls, options: dict[str, Any]) -> dict[str, Any]:
+        found = sorted(_secrets_among(options))
+        if found:
+            # The value is not shown: this text goes to logs.
+            raise ValueError(
+                f"expected no credentials, got {', '.join(found)}; set the environment variables of the file system's "
+                "SDK instead, such as AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or give the machine a role"
+            )
+        return options
+
+
+_SECRET = re.compile(r"secret|password|token|credential|(?:^|_)key|sas|connection_string|auth", re.IGNORECASE)
+
+
+def _secrets_among(options: Mapping[str, Any]) -> Iterator[str]:
+    for name, value in options.items():
+        if _SECRET.search(name) and not isinstance(value, bool):
+            yield name
+        elif isinstance(value, Mapping):
+            yield from _secrets_among(value)
 
 
 class AdminConfig(ConfigModel):

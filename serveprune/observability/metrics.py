@@ -161,7 +161,8 @@ BUILD_PROGRESS = Metric(
 STORE_EVENTS = Metric(
     "serveprune_store_events_total",
     "counter",
-    "What happened in the artifact store: hit, miss, stored, evicted, corrupt.",
+    "What happened in the artifact store: hit, miss, stored, evicted, corrupt; of a shared one also fetched, "
+    "published, publish_failed, shared_corrupt, unreachable, lease_waited (for another machine's build), lease_lost.",
     ("event",),
 )
 STORE_BYTES = Metric("serveprune_store_bytes", "gauge", "Size of all artifacts in the store.", ())

@@ -15,7 +15,7 @@ from typing import Any
 from prometheus_client import CollectorRegistry, PlatformCollector
 
 from serveprune.artifacts.builder import ArtifactBuilder, BuildRequest, BuildResult
-from serveprune.artifacts.store import ArtifactStore
+from serveprune.artifacts.opening import open_store
 from serveprune.config.root import ServePruneConfig
 from serveprune.errors import Code, FailedPrecondition, Internal, ServePruneError, Unavailable
 from serveprune.frontends.http.operator_call import AskOperators, OperatorAnswer
@@ -334,7 +334,7 @@ class Supervisor:
         self._folder = held.enter_context(series_folder())
         held.enter_context(values_shared(self._folder, process=_OWN_NAME))
         self._metrics = Metrics()
-        self.rollouts = Rollouts(self._config.store.path, self._metrics, tracing=self._tracing)
+        self.rollouts = Rollouts(self._config.store.folder, self._metrics, tracing=self._tracing)
         self._driver = RolloutDriver(self.rollouts, observe=self._observations.take, obey=self._spread)
         self._deploy()
         self._builds = SharedBuilds(self._builder, on_ended=self._count_build)
@@ -346,7 +346,7 @@ class Supervisor:
         return Endpoints(real["http"], real["grpc"], shown_at)
 
     def _registry(self) -> CollectorRegistry:
-        store = ArtifactStore(self._config.store.path, max_bytes=self._config.store.max_bytes)
+        store = open_store(self._config.store)
         registry = CollectorRegistry()
         registry.register(MergedCollector(self._folder, gauges={series.STORE_BYTES: store.size_bytes}))
         registry.register(self._totals)

@@ -104,7 +104,7 @@ def _cells(
 
 
 def _dense(config: ServePruneConfig, name: str, model: ModelConfig) -> Artifact:
-    store = ArtifactStore(config.store.path, max_bytes=config.store.max_bytes)
+    store = ArtifactStore(config.store.folder, max_bytes=config.store.max_bytes)
     request = BuildRequest(model_name=name, model=model)
     build(request, store=store, threads=THREADS, threads_of_serving=THREADS, on_progress=lambda progress: None)
     dense = store.find_dense(source_recipe(model))

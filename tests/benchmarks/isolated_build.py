@@ -48,7 +48,7 @@ def _build(request: BuildRequest, store: Path, threads_of_serving: int) -> Build
     config = StoreConfig(path=store)
     result = build(
         request,
-        store=ArtifactStore(config.path, max_bytes=config.max_bytes),
+        store=ArtifactStore(config.folder, max_bytes=config.max_bytes),
         threads=os.cpu_count() or 1,
         threads_of_serving=threads_of_serving,
         on_progress=lambda progress: None,

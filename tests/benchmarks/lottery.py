@@ -93,7 +93,7 @@ def draw(folder: Path, *, data: Path, seed: int) -> LotteryReport:
         )
         cost = build_isolated(request, store=folder / "store", threads_of_serving=1)
     config = StoreConfig(path=folder / "store")
-    tier = ArtifactStore(config.path, max_bytes=config.max_bytes).open(cost.key)
+    tier = ArtifactStore(config.folder, max_bytes=config.max_bytes).open(cost.key)
     assert tier is not None
     measured = tier.manifest.measurements
     assert measured is not None

@@ -64,7 +64,7 @@ def main() -> None:
 
 def come_and_go(config: ServePruneConfig, *, rounds: int) -> float:
     """Load and unload the tiers so many times, and return the largest resident size after it, relative to the start."""
-    store = ArtifactStore(config.store.path, max_bytes=config.store.max_bytes)
+    store = ArtifactStore(config.store.folder, max_bytes=config.store.max_bytes)
     repository = VariantRepository(store, load_backend, threads=1, any_environment=False)
     small = _load(repository, {DENSE: _artifact(config, repository, SMALL_MODEL, DENSE)}, model=SMALL_MODEL)
     artifacts = {tier: _artifact(config, repository, MODEL, tier) for tier in TIERS}

@@ -66,7 +66,7 @@ def load_workload(name: str, *, folder: Path) -> Workload:
     result = builder.build(request, on_progress=lambda progress: None, cancelled=Event())
     if result.outcome is BuildOutcome.FAILED or result.key is None:
         raise SystemExit(f"{name}: {'; '.join(result.reasons)}")
-    graph = open_artifact(config.store.path, result.key).graph
+    graph = open_artifact(config.store.folder, result.key).graph
     random = np.random.default_rng(0)
     feeds = tuple(_FEEDS[name](random) for _ in range(_DISTINCT))
     return Workload(name, graph, config_file, feeds, tuple(_answers(graph, feeds)))

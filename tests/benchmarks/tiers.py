@@ -71,7 +71,7 @@ def _artifact(config: ServePruneConfig, name: str, model: ModelConfig, tier: str
     result = builder.build(request, on_progress=lambda progress: None, cancelled=Event())
     if result.outcome is BuildOutcome.FAILED or result.key is None:
         raise SystemExit(f"{name} {tier}: {'; '.join(result.reasons)}")
-    return open_artifact(config.store.path, result.key)
+    return open_artifact(config.store.folder, result.key)
 
 
 if __name__ == "__main__":

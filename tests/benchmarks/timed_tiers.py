@@ -38,7 +38,7 @@ def machine() -> str:
 def open_artifact(store: Path, key: str) -> Artifact:
     """Return what a build left in a store."""
     config = StoreConfig(path=store)
-    artifact = ArtifactStore(config.path, max_bytes=config.max_bytes).open(key)
+    artifact = ArtifactStore(config.folder, max_bytes=config.max_bytes).open(key)
     assert artifact is not None
     return artifact
 

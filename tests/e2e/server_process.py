@@ -80,6 +80,7 @@ class ServerProcess:
         environment: Mapping[str, str] | None = None,
         options: tuple[str, ...] = (),
         on_free_ports: bool = True,
+        command: Sequence[str] = COMMAND,
     ) -> None:
         """Start; `wait_open` waits until all ports are open. Not on free ports it listens where config or options say.
 
@@ -93,7 +94,7 @@ class ServerProcess:
         addresses = [word for front in fronts for word in (f"--{front}", "127.0.0.1:0")]
         with self.log_file.open("wb") as log:
             self.process = subprocess.Popen(
-                [*COMMAND, "serve", str(config), *addresses, "--endpoints-file", str(self._endpoints_file), *options],
+                [*command, "serve", str(config), *addresses, "--endpoints-file", str(self._endpoints_file), *options],
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=subprocess.STDOUT,

@@ -179,5 +179,5 @@ def test_compress_exits_130_and_leaves_nothing_when_it_is_interrupted(
     assert process.returncode == 130
     assert json.loads(output)["reasons"] == ["cancelled"]
     assert store.entries() == []
-    staging = config.path / "tmp"
+    staging = config.folder / "tmp"
     assert not staging.exists() or list(staging.iterdir()) == []

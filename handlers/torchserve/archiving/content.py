@@ -6,8 +6,8 @@ from typing import Any
 
 from serveprune.artifacts.code_content import imported_files, is_installed, module_file
 from serveprune.artifacts.dense import dense_of
+from serveprune.artifacts.opening import open_store
 from serveprune.artifacts.source_content import dataset_content, preprocessing_content, source_content
-from serveprune.artifacts.store import ArtifactStore
 from serveprune.config.expansion import escaped
 from serveprune.config.model import (
     DENSE,
@@ -22,6 +22,7 @@ from serveprune.config.model import (
 )
 from serveprune.config.profile import ProfileConfig
 from serveprune.config.root import ServePruneConfig
+from serveprune.config.server import StoreConfig
 from serveprune.errors import FailedPrecondition
 from serveprune.handlers.torchserve.settings import config_of
 
@@ -38,7 +39,7 @@ def of_the_store(config: ServePruneConfig, model: ModelConfig, *, name: str) -> 
     Raises:
         FailedPrecondition: The store does not have it.
     """
-    store = ArtifactStore(config.store.path, max_bytes=config.store.max_bytes)
+    store = open_store(config.store)
     dense = dense_of(store, model, any_environment=True)
     if dense is None:
         raise FailedPrecondition(
@@ -149,11 +150,17 @@ def _dataset(dataset: DatasetConfig, copies: _Copies, *, role: str) -> str:
     return copies.file(dataset.file, f"{FILES}/{role}/{dataset.file.name}")
 
 
+def _places(store: StoreConfig) -> dict[str, str]:
+    """Return where artifacts lie, whatever the folder of the archive is; copies of shared ones too."""
+    places = {"path": str(store.path)}
+    return places | {"cache_path": str(store.cache_path)} if store.is_shared else places
+
+
 def _beside(config: ServePruneConfig, model: ModelConfig, copies: _Copies, *, name: str) -> dict[str, Any]:
     """Return what is not the model's own: where artifacts lie, and how its tiers are made and chosen."""
     profiles = {tier: config.profile(tier) for tier in model.tiers if tier != DENSE}
     beside: dict[str, Any] = {
-        "store": config.store.model_dump(mode="json", exclude_unset=True) | {"path": str(config.store.path)},
+        "store": config.store.model_dump(mode="json", exclude_unset=True) | _places(config.store),
         "builds": _said(config.builds),
         # Latency is measured with as many threads as serving has, which is part of what an artifact is found by.
         "server": config.server.model_dump(mode="json", exclude_unset=True, include=set(_OF_EXECUTION)),

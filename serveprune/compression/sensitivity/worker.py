@@ -23,10 +23,10 @@ def main() -> int:
 def _measure(job: "BuildJob", report: "Callable[[BuildProgress], None]") -> "BuildResult":
     # Numeric libraries read the limits on threads once, when they load.
     from serveprune.artifacts.builder import BuildOutcome, BuildResult
-    from serveprune.artifacts.store import ArtifactStore
+    from serveprune.artifacts.opening import open_store
     from serveprune.compression.sensitivity.sensitivity import Question, measure_sensitivity
 
-    store = ArtifactStore(job.store.path, max_bytes=job.store.max_bytes)
+    store = open_store(job.store)
     found = measure_sensitivity(
         job.request,
         Question(**job.settings),

@@ -40,4 +40,4 @@ def tier_request(model: ModelConfig, profile: ProfileConfig | None = None) -> Bu
 
 def store_at(path: Path) -> tuple[StoreConfig, ArtifactStore]:
     config = StoreConfig(path=path)
-    return config, ArtifactStore(config.path, max_bytes=config.max_bytes)
+    return config, ArtifactStore(config.folder, max_bytes=config.max_bytes)
