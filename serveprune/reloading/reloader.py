@@ -117,9 +117,13 @@ class Reloader:
     def _reload(self) -> Reload:
         self._file.mark_read()
         done = self._attempt()
+        self.note(done)
+        return done
+
+    def note(self, done: Reload) -> None:
+        """Show how it went; a host may have gone back to what it served before."""
         self.last = done
         self._show(done)
-        return done
 
     def _watch(self) -> None:
         while not self._stopped.wait(_LOOK_SECONDS):
