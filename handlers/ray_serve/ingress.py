@@ -5,7 +5,7 @@ import logging
 import os
 import time
 from collections.abc import Callable, Mapping
-from concurrent.futures import CancelledError, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,7 @@ from google.protobuf.message import Message
 from ray.serve.grpc_util import RayServegRPCContext
 from ray.serve.handle import DeploymentHandle
 
-from serveprune.errors import Cancelled, DeadlineExceeded, Internal, ServePruneError
+from serveprune.errors import Internal, ServePruneError
 from serveprune.frontends.authorization import Authorization, shown_in_metadata, watched_tokens
 from serveprune.frontends.grpc.inference import InferenceService
 from serveprune.frontends.grpc.methods import parse_message
@@ -23,6 +23,7 @@ from serveprune.frontends.grpc.pb import open_inference_pb2 as pb
 from serveprune.frontends.grpc.status import details_of, trailing_metadata_of
 from serveprune.frontends.http.application import HttpApplication
 from serveprune.frontends.http.asgi import Receive, Scope, Send
+from serveprune.frontends.http.pending_answer import PendingAnswer
 from serveprune.handlers.own_page import open_page
 from serveprune.handlers.ray_serve.accepted_sections import AcceptedSections
 from serveprune.handlers.ray_serve.computing import RayComputing
@@ -162,13 +163,9 @@ class Ingress:
             self._server.dataplane.count_rejection(error.code)
             raise
         answer = service.submit(request)
-        try:
-            # Cancelled with the call when its caller leaves, and the answer with it.
-            response = await asyncio.wait_for(asyncio.wrap_future(answer), self._config.request_timeout_seconds)
-        except TimeoutError:
-            raise DeadlineExceeded("the request was not answered in time") from None
-        except CancelledError:
-            raise Cancelled("the caller left before the request was answered") from None
+        response = await PendingAnswer(
+            answer, receive=_never, timeout_seconds=self._config.request_timeout_seconds
+        ).result()
         serialized, metadata = service.encode(response)
         if metadata:
             context.set_trailing_metadata([*context.trailing_metadata(), *metadata])
@@ -245,6 +242,12 @@ class Ingress:
 
     def __del__(self) -> None:
         self._server.stop()
+
+
+async def _never() -> dict[str, Any]:
+    """Wait for ever: of a caller that leaves nobody tells but Ray, which ends the call's task."""
+    await asyncio.Event().wait()
+    raise AssertionError("nothing sets it")
 
 
 async def _live(receive: Receive, send: Send) -> None:
