@@ -63,9 +63,7 @@ class RayComputing:
 class _RemoteRepository(VariantRepository):
     """Finds artifacts here, and has them loaded by the replicas that are to run them."""
 
-    def __init__(
-        self, store: ArtifactStore, session: Callable[[Identity, Loaded], Session], *, threads: int
-    ) -> None:
+    def __init__(self, store: ArtifactStore, session: Callable[[Identity, Loaded], Session], *, threads: int) -> None:
         # Whatever node built it: the nodes of a cluster need not be alike.
         super().__init__(store, load_backend, threads=threads, any_environment=True)
         self._session = session

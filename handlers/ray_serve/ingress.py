@@ -95,9 +95,7 @@ class Ingress:
         computing = RayComputing(config, settings, packs=packs, handles=handles, in_flight=in_flight)
         self._server = server = Server(config, elsewhere=computing)
         self._config = config.server
-        self._reconfiguring = Reconfiguring(
-            server, source, AcceptedSections(accepted), deployed=computing.deployments
-        )
+        self._reconfiguring = Reconfiguring(server, source, AcceptedSections(accepted), deployed=computing.deployments)
         self._workers = ThreadPoolExecutor(_WORKERS, thread_name_prefix="ingress")
         tokens = config.server.tokens
         self._authorization = (
@@ -212,7 +210,11 @@ class Ingress:
     async def RepositoryModelUnload(self, request: bytes, grpc_context: RayServegRPCContext) -> _Serialized:  # noqa: N802
         """See `InferenceService.repository_unload`."""
         return await self._described(
-            "RepositoryModelUnload", self._grpc.repository_unload, pb.RepositoryModelUnloadRequest, request, grpc_context
+            "RepositoryModelUnload",
+            self._grpc.repository_unload,
+            pb.RepositoryModelUnloadRequest,
+            request,
+            grpc_context,
         )
 
     async def _described(

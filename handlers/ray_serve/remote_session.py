@@ -60,7 +60,7 @@ class RemoteSession:
         for attempt in range(self._max_retries + 1):
             response = self._handle.run.remote(*self._loaded, dict(feeds), tuple(outputs))
             try:
-                return _given(response.result(timeout_s=self._timeout_seconds))
+                answers: list[Array] = _given(response.result(timeout_s=self._timeout_seconds))
             except TimeoutError:
                 response.cancel()
                 raise DeadlineExceeded(
@@ -68,6 +68,8 @@ class RemoteSession:
                 ) from None
             except (RayActorError, DeploymentUnavailableError) as error:
                 _log.warning("%s: a replica died with a batch (try %d): %s", self._name, attempt + 1, error)
+            else:
+                return answers
         raise Unavailable(
             f"{self._name}: {self._max_retries + 1} replicas died with this batch; retry later",
             retry_after_seconds=_RETRY_SECONDS,

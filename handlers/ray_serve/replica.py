@@ -5,12 +5,13 @@ import logging
 import os
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
+from serveprune.artifacts.lease import Lease
 from serveprune.artifacts.store import ArtifactStore
 from serveprune.backends.protocol import Backend, Session
 from serveprune.backends.selection import load_backend
@@ -24,6 +25,8 @@ _log = logging.getLogger(__name__)
 
 _LOOK_SECONDS = 1.0
 _NOTE_SECONDS = 60.0
+
+_Result = TypeVar("_Result")
 
 Interface = tuple[tuple[TensorSpec, ...], tuple[TensorSpec, ...]]
 
@@ -49,7 +52,7 @@ class TierReplica:
         self._threads, self._variants = threads, variants
         self._backends: dict[str, Backend] = {}
         self._sessions: dict[Loaded, Session] = {}
-        self._leases: dict[Loaded, Any] = {}
+        self._leases: dict[Loaded, Lease] = {}
         self._noted: dict[Loaded, float] = {}
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="tier")
         self._stopped = threading.Event()
@@ -59,21 +62,21 @@ class TierReplica:
 
     async def open(self, key: str, backend: str) -> Interface | Failure:
         """Load an artifact, if it is not there yet, and return what it takes and gives."""
-        return await self._apart(self._opened, Loaded(key, backend))
+        return await self._apart(lambda: self._opened(Loaded(key, backend)))
 
     async def run(
         self, key: str, backend: str, feeds: Mapping[str, Array], outputs: Sequence[str]
     ) -> list[Array] | Failure:
         """Compute a batch."""
-        return await self._apart(self._run, Loaded(key, backend), feeds, outputs)
+        return await self._apart(lambda: self._run(Loaded(key, backend), feeds, outputs))
 
     async def describe(self) -> dict[str, Any]:
         """Return which process this is and what it has loaded, for people who look for a fault."""
         return {"pid": os.getpid(), "loaded": sorted(tuple(each) for each in self._sessions)}
 
-    async def _apart(self, work: Any, *subjects: Any) -> Any:
+    async def _apart(self, work: Callable[[], _Result]) -> _Result | Failure:
         try:
-            return await asyncio.get_running_loop().run_in_executor(self._pool, work, *subjects)
+            return await asyncio.get_running_loop().run_in_executor(self._pool, work)
         except ServePruneError as error:
             return Failure.of(error)
         except Exception:  # whatever it is, the caller gets an answer and the log gets the trace

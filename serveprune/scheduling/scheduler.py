@@ -87,7 +87,8 @@ class Scheduler:
 
         Args:
             executors: Batches computed at the same time, at the most.
-            computes_here: What is quick may be computed by whoever submits it. Not where a run waits for another process.
+            computes_here: What is quick may be computed by whoever submits it; not where a run waits for a
+                process.
             on_batch: Called with the variant and the number of rows after each computed batch.
             on_drop: Called with the variant and the reason when a job is dropped.
             clock: Monotonic seconds; deadlines of jobs are on it.

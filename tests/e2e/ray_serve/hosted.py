@@ -170,9 +170,7 @@ class HostedOnRay:
 
             def are_ready(model: str = model) -> bool:
                 states = self.states(model)
-                assert not {"failed", "refused"} & set(states.values()), self.http.get(
-                    f"/v2/models/{model}/tiers"
-                ).text
+                assert not {"failed", "refused"} & set(states.values()), self.http.get(f"/v2/models/{model}/tiers").text
                 return set(states.values()) == {"ready"}
 
             wait_until(are_ready, what=f"{model} is ready")
