@@ -23,18 +23,40 @@ from serveprune.oip.tensor import TensorSpec
 from serveprune.preprocessing.loading import load_preprocessor
 from serveprune.preprocessing.protocol import Preprocessor
 
+_TRACING_PACKAGES = ("opentelemetry.sdk", "opentelemetry.exporter.otlp.proto")
 _PICTURES_DECODED = 32
 """Enough to see whether pictures are what the model takes, without a server's start waiting for thousands."""
 
 
 def check_packages(config: ServePruneConfig) -> list[str]:
-    """Find models whose only backend is not installed.
+    """Find what the config needs and is not installed: a model's only backend, and what traces are made with.
 
-    With ``auto`` there is another one, which serves them.
+    With ``auto`` there is another backend, which serves the model.
 
     Returns:
-        One line per problem: the model, what was expected, what to do.
+        One line per problem: the setting, what was expected, what to do.
     """
+    return [*_missing_tracing(config), *_missing_backends(config)]
+
+
+def _missing_tracing(config: ServePruneConfig) -> list[str]:
+    if config.server.tracing is None or all(_is_installed(package) for package in _TRACING_PACKAGES):
+        return []
+    problem = (
+        f"server.tracing: expected the packages {' and '.join(_TRACING_PACKAGES)}, which make and send traces, but not "
+        'all of them are installed: pip install "serveprune[tracing]", or leave the key out'
+    )
+    return [problem]
+
+
+def _is_installed(package: str) -> bool:
+    try:
+        return importlib.util.find_spec(package) is not None
+    except ModuleNotFoundError:  # what it lies in is not
+        return False
+
+
+def _missing_backends(config: ServePruneConfig) -> list[str]:
     if importlib.util.find_spec(OPENVINO) is not None:
         return []
     return [

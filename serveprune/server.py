@@ -24,10 +24,12 @@ from serveprune.artifacts.builder import (
     BuildResult,
 )
 from serveprune.artifacts.store import ArtifactStore, StoreEvent
+from serveprune.artifacts.traced_builder import TracedBuilder
 from serveprune.backends.mapped_graph import MappedOnnxRuntimeBackend
 from serveprune.backends.protocol import Backend
 from serveprune.backends.selection import ONNX_RUNTIME, load_backend
 from serveprune.config.changes import config_changes
+from serveprune.config.observability import AccessLogConfig
 from serveprune.config.root import ServePruneConfig
 from serveprune.config.server import Address
 from serveprune.frontends.authorization import TOKENS, Authorization, watched_tokens
@@ -39,7 +41,10 @@ from serveprune.frontends.watched_files import Reload, Watch
 from serveprune.models.registry import Model, Registry
 from serveprune.models.repository import VariantRepository
 from serveprune.observability import metrics as series
+from serveprune.observability.access_log import AccessLog
 from serveprune.observability.metrics import Metrics
+from serveprune.observability.request_observer import RequestObserver
+from serveprune.observability.tracing_protocol import Tracing, close_in_time
 from serveprune.rollouts.driver import RolloutDriver
 from serveprune.rollouts.rollouts import Rollouts
 from serveprune.routing.router import Router
@@ -124,6 +129,7 @@ class Server:
         loadable: LoadableModels | None = None,
         contents: Contents = MappingProxyType({}),
         elsewhere: Elsewhere | None = None,
+        tracing: Tracing | None = None,
     ) -> None:
         """Assemble the parts; nothing runs yet.
 
@@ -134,6 +140,7 @@ class Server:
             loadable: Loads and unloads models by request. Default: none can be.
             contents: What the files of models are like, where they may change under their names.
             elsewhere: Where variants run and artifacts are built, if not here.
+            tracing: Makes spans; closed when the server stops.
 
         Raises:
             FailedPrecondition: The certificate or the tokens cannot be read or used.
@@ -170,7 +177,7 @@ class Server:
         self.controlplane = ControlPlane(
             self.registry,
             repository,
-            shared_builder or (artifact_builder(config) if elsewhere is None else elsewhere.builder),
+            shared_builder or (artifact_builder(config, tracing=tracing) if elsewhere is None else elsewhere.builder),
             VariantReporter(self.metrics, counts_builds=alone),
             profiles=config.profiles,
             adaptive_state=self._router.adaptive_state,
@@ -192,6 +199,8 @@ class Server:
             max_request_rows=config.server.max_request_rows,
         )
         authorization = Authorization(known_tokens) if known_tokens is not None else None
+        self._tracing = tracing
+        self._observer = _observer(config.server.logs.access, tracing)
         self._http = HttpFrontend(
             self.dataplane,
             self.controlplane,
@@ -199,6 +208,7 @@ class Server:
             on_rejected=self.dataplane.count_rejection,
             certificate=certificate,
             authorization=authorization,
+            observer=self._observer,
         )
         self._grpc = GrpcFrontend(
             self.dataplane,
@@ -207,6 +217,7 @@ class Server:
             on_rejected=self.dataplane.count_rejection,
             certificate=certificate,
             authorization=authorization,
+            observer=self._observer,
         )
         watched = [each for each in (certificate, known_tokens) if each is not None]
         self._reloads = {
@@ -217,7 +228,7 @@ class Server:
         self._watch = Watch(watched, on_reload=lambda what, outcome: self._reloads[what, outcome].inc())
         self._metrics_endpoint = MetricsEndpoint(self.metrics.registry) if alone else None
         self.sides = RolloutSides(self.registry, self._router)
-        self.rollouts = Rollouts(config.store.path, self.metrics) if alone else None
+        self.rollouts = Rollouts(config.store.path, self.metrics, tracing=tracing) if alone else None
         self._driver = (
             RolloutDriver(self.rollouts, observe=self.sides.observe, obey=self.sides.obey) if self.rollouts else None
         )
@@ -341,6 +352,9 @@ class Server:
         at_rest &= self.controlplane.stop(timeout_seconds=_left(deadline + _STOP_MARGIN_SECONDS))
         if self._metrics_endpoint is not None:
             self._metrics_endpoint.stop()
+        if self._observer is not None:
+            self._observer.stop(timeout_seconds=_left(deadline))
+        close_in_time(self._tracing, left_seconds=_left(deadline))
         return at_rest
 
     def _count_batch(self, executable: Executable, rows: int) -> None:
@@ -381,6 +395,19 @@ def _spare_the_collector() -> None:
     gc.freeze()
 
 
+def _observer(access: AccessLogConfig | None, tracing: Tracing | None) -> RequestObserver | None:
+    """Return what follows requests, if anybody wants to know of them."""
+    log = None
+    if access is not None:
+        log = AccessLog(
+            sample_ratio=access.sample_ratio,
+            slow_seconds=access.slow_seconds,
+            errors=access.errors,
+            trace_ids=(lambda record: None) if tracing is None else tracing.ids_of,
+        )
+    return RequestObserver(tracing=tracing, access=log) if tracing is not None or log is not None else None
+
+
 def _left(deadline: float) -> float:
     return max(0.0, deadline - time.monotonic())
 
@@ -390,8 +417,13 @@ def can_build() -> bool:
     return all(importlib.util.find_spec(package) for package in _COMPRESSING_PACKAGES)
 
 
-def artifact_builder(config: ServePruneConfig) -> ArtifactBuilder:
+def artifact_builder(config: ServePruneConfig, *, tracing: Tracing | None = None) -> ArtifactBuilder:
     """Return what makes the artifacts that the store lacks, in processes of its own."""
+    builder = _untraced_builder(config)
+    return builder if tracing is None else TracedBuilder(builder, tracing)
+
+
+def _untraced_builder(config: ServePruneConfig) -> ArtifactBuilder:
     if not can_build():
         return ServingOnlyBuilder()
     # Imported here because a serving-only image may leave the package out.

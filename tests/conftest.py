@@ -1,16 +1,11 @@
 from pathlib import Path
 
 import pytest
-from hypothesis.internal.charmap import charmap
+from hypothesis import HealthCheck, settings
 
-
-@pytest.fixture(scope="session", autouse=True)
-def characters() -> None:
-    """Make hypothesis' table of characters, once for a clone.
-
-    It would be made while a test's first text is drawn, and fail the test for slow inputs on a busy machine.
-    """
-    charmap()
+# How long it takes to make inputs, and to run examples, says how busy the machine is, and nothing else.
+settings.register_profile("untimed", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("untimed")
 
 
 @pytest.hookimpl(tryfirst=True)  # before the groups are read

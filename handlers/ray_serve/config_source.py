@@ -73,6 +73,10 @@ def _not_here(config: ServePruneConfig) -> list[str]:
         problems.append("server.tls: Ray Serve's proxies listen, not serveprune; encrypt before them")
     if server.admin is not None:
         problems.append("server.admin: not served under Ray Serve; its own API and `user_config` take its place")
+    if server.tracing is not None:
+        problems.append("server.tracing: spans are not made under Ray Serve; leave it out")
+    if server.logs.access is not None:
+        problems.append("server.logs.access: Ray Serve has a log of requests of its own; leave it out")
     if server.processes != 1:
         problems.append("server.processes: expected 1 under Ray Serve, which starts processes itself")
     if config.repository.mode != "none":

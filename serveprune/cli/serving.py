@@ -1,5 +1,6 @@
 """What `serve` and `demo` share: start, show the builds, test or keep serving, drain."""
 
+import logging
 import os
 import sys
 import time
@@ -18,12 +19,14 @@ from serveprune.cli.console import progress_display
 from serveprune.cli.endpoints_file import endpoints_announced
 from serveprune.cli.self_test import self_test
 from serveprune.cli.stopping import leave
+from serveprune.cli.telemetry import start_telemetry
 from serveprune.cli.tier_table import shown_names, tier_table
 from serveprune.config.root import ServePruneConfig
 from serveprune.config.server import Address
 from serveprune.errors import ConfigError, ServePruneError
 from serveprune.observability.logs import configure_logs
 from serveprune.observability.metrics import Metrics
+from serveprune.observability.tracing_protocol import Tracing
 from serveprune.preflight import check_datasets, check_packages, check_secrets
 from serveprune.reloading.config_file import ConfigFile
 from serveprune.reloading.reloader import Reloader
@@ -34,6 +37,8 @@ from serveprune.routing.tier_selection import QUALIFIER
 from serveprune.server import Contents, Endpoints, ReloadSignal, Server, StopSignals, artifact_builder
 from serveprune.serving.loadable_models import FixedModels, LoadableModels
 from serveprune.supervision.supervisor import Supervisor
+
+_log = logging.getLogger(__name__)
 
 _POLL_SECONDS = 0.2
 _SIGNAL_POLL_SECONDS = 0.1
@@ -100,8 +105,9 @@ class OneProcess:
         *,
         loadable: LoadableModels | None = None,
         contents: Contents = MappingProxyType({}),
+        tracing: Tracing | None = None,
     ) -> None:
-        self._server = Server(config, loadable=loadable, contents=contents)
+        self._server = Server(config, loadable=loadable, contents=contents, tracing=tracing)
         self.start = self._server.start
         self.stop = self._server.stop
         self.apply = self._server.apply
@@ -126,6 +132,7 @@ def run(
     *,
     check: bool,
     console: Console,
+    log_format: str | None = None,
     endpoints_file: Path | None = None,
     after_settling: Callable[[ServePruneConfig, Endpoints], list[str]] = lambda config, endpoints: [],
 ) -> int:
@@ -136,6 +143,7 @@ def run(
         read: Reads what to serve from it.
         check: Listen on free ports, send real requests to every tier, then stop.
         console: Where progress and the table go.
+        log_format: Of the lines before the config is read.
         endpoints_file: Holds the real addresses as JSON from when all of them are open until the server stops.
         after_settling: Called when every variant has settled; returns problems, which end a check.
 
@@ -145,7 +153,7 @@ def run(
         FailedPrecondition: An address cannot be bound, or the endpoints file cannot be written.
         Internal: Serving processes end as often as they are started.
     """
-    configure_logs()
+    configure_logs(format=log_format or "text")
     # From the first moment on: unheeded, the signal ends the process.
     reload_signal = ReloadSignal()
     file = ConfigFile(config_file)
@@ -153,11 +161,20 @@ def run(
     problems = [*check_secrets(config), *check_packages(config), *check_datasets(config)]
     if problems:
         raise ConfigError(problems)
+    tracing = start_telemetry(config.server)
+    # What is shown to people must not come between lines that programs read.
+    console.quiet = config.server.logs.format == "json" and console.stderr
     stop_signals = StopSignals()
-    served = _served(on_free_ports(config) if check else config)
+    served = _served(on_free_ports(config) if check else config, tracing)
     endpoints = served.start()
     reloader = Reloader(
-        file, config, read=read, apply=served.apply, metrics=served.metrics, is_asked=reload_signal.take
+        file,
+        config,
+        read=read,
+        apply=served.apply,
+        metrics=served.metrics,
+        is_asked=reload_signal.take,
+        tracing=tracing,
     )
     admin = None
     try:
@@ -176,6 +193,8 @@ def run(
                     exit_code = _verdict(problems + served.self_test(endpoints), console)
                 else:
                     _wait(served, stop_signals)
+                    if console.quiet:
+                        _log.info("stopping: answering what is in flight")
                     console.print("stopping: answering what is in flight")
     except BaseException:
         _stop_changes(admin, reloader)
@@ -253,26 +272,35 @@ class WithRepository:
         return self._served.stop()
 
 
-def _served(config: ServePruneConfig) -> Served:
+def _served(config: ServePruneConfig, tracing: Tracing | None) -> Served:
     """Assemble a server as the config says.
 
     Raises:
         ConfigError: A model of the repository that is to be loaded at the start cannot be.
     """
     if config.repository.mode == "none":
-        return OneProcess(config) if config.server.processes == 1 else _supervisor(config)
+        return OneProcess(config, tracing=tracing) if config.server.processes == 1 else _supervisor(config, tracing)
     repository = ModelRepository(config)
     whole, contents = repository.config, repository.contents
     if config.server.processes == 1:
-        return WithRepository(OneProcess(whole, loadable=repository, contents=contents), repository)
-    return WithRepository(_supervisor(whole, loadable=repository, contents=contents), repository)
+        return WithRepository(OneProcess(whole, loadable=repository, contents=contents, tracing=tracing), repository)
+    return WithRepository(_supervisor(whole, tracing, loadable=repository, contents=contents), repository)
 
 
 def _supervisor(
-    config: ServePruneConfig, *, loadable: LoadableModels = _FIXED, contents: Contents = MappingProxyType({})
+    config: ServePruneConfig,
+    tracing: Tracing | None,
+    *,
+    loadable: LoadableModels = _FIXED,
+    contents: Contents = MappingProxyType({}),
 ) -> Supervisor:
     return Supervisor(
-        config, command=_SERVING_PROCESS, builder=artifact_builder(config), loadable=loadable, contents=contents
+        config,
+        command=_SERVING_PROCESS,
+        builder=artifact_builder(config, tracing=tracing),
+        loadable=loadable,
+        contents=contents,
+        tracing=tracing,
     )
 
 
@@ -286,6 +314,12 @@ def with_addresses(config: ServePruneConfig, **addresses: str | None) -> ServePr
     """Return the configuration with these addresses of the command line in place of the file's."""
     server = config.server.model_dump() | {name: value for name, value in addresses.items() if value is not None}
     return config.model_copy(update={"server": type(config.server).model_validate(server)})
+
+
+def with_log_format(config: ServePruneConfig, log_format: str) -> ServePruneConfig:
+    """Return the configuration with this format of the command line in place of the file's."""
+    logs = config.server.logs.model_validate(config.server.logs.model_dump() | {"format": str(log_format)})
+    return config.model_copy(update={"server": config.server.model_copy(update={"logs": logs})})
 
 
 def _show_start(
@@ -305,6 +339,8 @@ def _show_start(
         scheme = "http" if config.server.tls is None else "https"
         listens += f"  admin {scheme}://{admin.http} gRPC {admin.grpc}"
     # One line, whatever the width of a terminal that is not there.
+    if console.quiet:
+        _log.info("listening: %s", listens)
     console.print(listens, soft_wrap=True)
     finished: set[str] = set()
     with progress_display(console) as display:

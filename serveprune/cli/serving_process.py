@@ -13,8 +13,8 @@ from collections.abc import Iterator
 
 from serveprune.cli.self_test import self_test
 from serveprune.cli.stopping import leave
+from serveprune.cli.telemetry import start_telemetry
 from serveprune.errors import ServePruneError
-from serveprune.observability.logs import configure_logs
 from serveprune.observability.shared_values import values_shared
 from serveprune.repository.model_folder import ModelFolder
 from serveprune.server import Endpoints, Server, StopSignals
@@ -59,7 +59,6 @@ def main() -> int:
     begin = next(messages)
     if not isinstance(begin, Begin):
         raise TypeError(f"expected to be told what to serve, got {begin.kind}")
-    configure_logs(process=begin.process)
     with values_shared(begin.series_folder, process=begin.process):
         return _serve(begin, channel, messages)
 
@@ -76,6 +75,7 @@ def _serve(begin: Begin, channel: Channel, messages: Iterator[Message]) -> int:
     try:
         server = Server(
             begin.config,
+            tracing=start_telemetry(begin.config.server, process=begin.process),
             shared_builder=builder,
             loadable=repository if settings.mode != "none" else None,
             contents=_by_version(begin.contents),

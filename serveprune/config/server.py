@@ -9,6 +9,7 @@ from pydantic import BeforeValidator, ByteSize, Field, PlainSerializer, WithJson
 from serveprune.config.base import ConfigModel
 from serveprune.config.locations import FolderToBe
 from serveprune.config.numbers import Number, WholeNumber
+from serveprune.config.observability import LogsConfig, TracingConfig
 from serveprune.config.problem import description
 from serveprune.config.security import NeverEmpty, TlsConfig, TokensConfig
 
@@ -144,6 +145,10 @@ class ServerConfig(ConfigModel):
     admin: Annotated[AdminConfig | None, NeverEmpty] = Field(
         default=None, description="The admin API, on ports of its own. Default: there is none."
     )
+    tracing: Annotated[TracingConfig | None, NeverEmpty] = Field(
+        default=None, description="Traces of requests and builds, given `{}` as the environment says. Default: none."
+    )
+    logs: LogsConfig = Field(default_factory=LogsConfig, description="Lines on standard error.")
     processes: WholeNumber = Field(
         default=1,
         ge=1,

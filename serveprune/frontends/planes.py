@@ -3,6 +3,7 @@
 from concurrent.futures import Future
 from typing import Any, Protocol
 
+from serveprune.observability.request_record import RequestRecord
 from serveprune.oip.answer import Answer
 from serveprune.oip.messages import (
     InferenceRequest,
@@ -15,12 +16,13 @@ from serveprune.oip.messages import (
 class DataPlane(Protocol):
     """Answers inference and metadata. Every method may raise ``ServePruneError`` and none may block."""
 
-    def submit(self, request: InferenceRequest, *, more: bool = False) -> Answer:
+    def submit(self, request: InferenceRequest, *, more: bool = False, record: RequestRecord | None = None) -> Answer:
         """Start answering; it is cancelled when the caller has left.
 
         Args:
             request: As it was decoded.
             more: Others follow at once, which may share its run; the last one is followed by `proceed`.
+            record: Gets what happens to the request noted.
         """
         ...
 

@@ -15,6 +15,7 @@ from serveprune.config.value_text import changed_texts, value_text
 from serveprune.errors import Code, ConfigError, ServePruneError, Unavailable
 from serveprune.observability import metrics as series
 from serveprune.observability.metrics import Metrics
+from serveprune.observability.tracing_protocol import Tracing
 from serveprune.preflight import check_datasets, check_packages
 from serveprune.reloading.config_file import ConfigFile
 
@@ -66,6 +67,7 @@ class Reloader:
         metrics: Metrics,
         is_asked: Callable[[], bool] = lambda: False,
         clock: Callable[[], float] = time.time,
+        tracing: Tracing | None = None,
     ) -> None:
         """Take what is served for what the file says; nothing runs yet.
 
@@ -77,6 +79,7 @@ class Reloader:
             metrics: Shows whether it went well.
             is_asked: Tells, once, that the file is to be read again though it may not have changed.
             clock: Seconds since the epoch.
+            tracing: Makes spans.
         """
         self._file = file
         self.config = config
@@ -85,6 +88,7 @@ class Reloader:
         self._metrics = metrics
         self._is_asked = is_asked
         self._clock = clock
+        self._tracing = tracing
         self.last = Reload(ReloadOutcome.APPLIED, clock())
         self._stopped = threading.Event()
         self._reloading = threading.Lock()
@@ -116,7 +120,7 @@ class Reloader:
 
     def _reload(self) -> Reload:
         self._file.mark_read()
-        done = self._attempt()
+        done = self._attempt() if self._tracing is None else self._traced_attempt(self._tracing)
         self.note(done)
         return done
 
@@ -124,6 +128,16 @@ class Reloader:
         """Show how it went; a host may have gone back to what it served before."""
         self.last = done
         self._show(done)
+
+    def _traced_attempt(self, tracing: Tracing) -> Reload:
+        with tracing.span("config reload", {}) as span:
+            done = self._attempt()
+            span.note(
+                {"serveprune.reload.outcome": done.outcome, "serveprune.reload.changes": len(done.changes.changes)}
+            )
+            if done.outcome is ReloadOutcome.REJECTED:
+                span.failed("; ".join(done.problems))
+        return done
 
     def _watch(self) -> None:
         while not self._stopped.wait(_LOOK_SECONDS):

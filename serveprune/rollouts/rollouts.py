@@ -14,6 +14,7 @@ from serveprune.errors import NotFound
 from serveprune.observability import metrics as series
 from serveprune.observability.audit_log import AUDIT_FILE, AuditEvent, AuditLog
 from serveprune.observability.metrics import Metrics
+from serveprune.observability.tracing_protocol import Attributes, Tracing
 from serveprune.rollouts.canary import Canary
 from serveprune.rollouts.identity import rollout_identity
 from serveprune.rollouts.rollout import Change, ChangeKind, Phase, Weights
@@ -46,14 +47,23 @@ class Observation:
 class Rollouts:
     """Begins, moves on and stores the rollouts that the config asks for. Thread-safe."""
 
-    def __init__(self, store: Path, metrics: Metrics, *, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self,
+        store: Path,
+        metrics: Metrics,
+        *,
+        clock: Callable[[], float] = time.monotonic,
+        tracing: Tracing | None = None,
+    ) -> None:
         """Begin without any.
 
         Args:
             store: The artifact store's folder; states and the audit log are kept in it.
             metrics: Shows how they stand.
             clock: Monotonic seconds.
+            tracing: Makes a span of each change.
         """
+        self._tracing = tracing
         self._folder = store / _FOLDER
         self.audit = AuditLog(store / AUDIT_FILE)
         self._metrics = metrics
@@ -143,7 +153,21 @@ class Rollouts:
         return canary
 
     def _note(self, model: str, change: Change) -> None:
-        """Put a change into the audit log, the server's log and the series."""
+        """Put a change into the audit log, the server's log, the series and a trace."""
+        if self._tracing is None:
+            self._write_down(model, change)
+            return
+        attributes: Attributes = {
+            "serveprune.model": model,
+            "serveprune.rollout.change": str(change.kind),
+            "serveprune.rollout.canary_percent": change.canary_percent,
+        }
+        with self._tracing.span("rollout change", attributes) as span:
+            self._write_down(model, change)
+            if change.kind is ChangeKind.ABORTED:
+                span.failed(change.text)
+
+    def _write_down(self, model: str, change: Change) -> None:
         line = self.audit.add(
             AuditEvent.ROLLOUT,
             {

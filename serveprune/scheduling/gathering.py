@@ -55,4 +55,5 @@ class Gathering:
             outputs,
             queue_seconds=min(part.queue_seconds for part in parts),
             compute_seconds=sum(part.compute_seconds for part in parts),
+            batch_rows=max(part.batch_rows for part in parts),
         )

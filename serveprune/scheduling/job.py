@@ -73,11 +73,15 @@ class Executable(Protocol):
 
 @dataclass(slots=True)
 class JobResult:
-    """Outputs of one job, and the times it took in seconds."""
+    """Outputs of one job, the times it took in seconds, and how many rows were computed together with its own.
+
+    The rows of a job that was computed in parts are those of its largest run.
+    """
 
     outputs: list[Array]
     queue_seconds: float
     compute_seconds: float
+    batch_rows: int
 
 
 Done = Callable[["JobResult | ServePruneError"], None]

@@ -371,7 +371,7 @@ class Scheduler:
         executable.latency.observe(rows, max(job.length for job in jobs), seconds)
         _tell(self._on_batch, executable, rows)
         for job, answer in zip(jobs, answers, strict=True):
-            _end(job, JobResult(answer, started - job.enqueued, seconds))
+            _end(job, JobResult(answer, started - job.enqueued, seconds, rows))
         _tell(self.after_batch)
 
     def _answers(self, jobs: Sequence[Job]) -> tuple[list[list[Array]], ServePruneError | None]:

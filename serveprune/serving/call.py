@@ -2,6 +2,7 @@ import threading
 from dataclasses import dataclass, field
 
 from serveprune.models.registry import Model
+from serveprune.observability.request_record import RequestRecord
 from serveprune.oip.answer import Answer
 from serveprune.oip.messages import InferenceResponse
 from serveprune.oip.tensor import Tensor
@@ -26,6 +27,7 @@ class Call:
         sample: Is to be computed once more when it has been answered.
         sticky_key: What its deployment spreads requests by.
         route: Once it is chosen.
+        record: Of the request, where its front end keeps one.
         finished: Locked when the request has ended, for it ends once.
     """
 
@@ -43,6 +45,7 @@ class Call:
     series: VariantSeries
     more: bool
     sticky_key: str | None = None
+    record: RequestRecord | None = None
     sample: ShadowSample | None = None
     preprocessing_seconds: float | None = None
     route: Route | None = None

@@ -15,6 +15,7 @@ from serveprune.models.registry import Model, Registry
 from serveprune.models.variant import Variant
 from serveprune.observability import metrics as series
 from serveprune.observability.metrics import Metrics
+from serveprune.observability.request_record import RequestRecord
 from serveprune.oip.answer import Answer
 from serveprune.oip.messages import InferenceRequest, ModelMetadata, ServerMetadata
 from serveprune.oip.tensor import Tensor
@@ -80,18 +81,19 @@ class DataPlane:
                 )
         self._in_flight[model.key] = self._metrics.gauge(series.IN_FLIGHT, *model.key)
 
-    def submit(self, request: InferenceRequest, *, more: bool = False) -> Answer:
+    def submit(self, request: InferenceRequest, *, more: bool = False, record: RequestRecord | None = None) -> Answer:
         """Start answering a request; cancel the future when the caller has left.
 
         Args:
             request: As a front end decoded it.
             more: Others follow at once, which may share its run; the last one is followed by `proceed`.
+            record: Gets what happens to the request noted.
 
         Raises:
             ServePruneError: The request can be refused at once; otherwise the future fails with one.
         """
         try:
-            call = self._admit(request, more=more)
+            call = self._admit(request, more=more, record=record)
         except ServePruneError as error:
             self.count_rejection(error.code)
             raise
@@ -108,7 +110,7 @@ class DataPlane:
         self._settlement.tally.apply()
         self._scheduler.proceed()
 
-    def _admit(self, request: InferenceRequest, *, more: bool) -> Call:
+    def _admit(self, request: InferenceRequest, *, more: bool, record: RequestRecord | None) -> Call:
         started = self._clock()
         choice, objective, urgency = choose_tier(request), objective_of(request), urgency_of(request)
         model = self._registry.get(choice.model, version=request.version)
@@ -135,6 +137,7 @@ class DataPlane:
             self._series[model.key, choice.tier or model.default_tier],
             more,
             self._router.sticky_key(model, request),
+            record,
         )
 
     def _step(self, call: Call, step: Callable[[Call, Sequence[Tensor]], None], tensors: Sequence[Tensor]) -> None:

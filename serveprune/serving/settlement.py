@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from prometheus_client import Gauge
 
 from serveprune.errors import Code, ServePruneError
+from serveprune.observability.request_record import RequestRecord
 from serveprune.observability.tally import Tally
 from serveprune.oip.tensor import Tensor
 from serveprune.rollouts.side import Side
@@ -116,6 +117,8 @@ class Settlement:
         if call.route is not None:
             call.route.instance.release()
             side = call.route.side
+        if call.record is not None:
+            _note(call.record, call, now, result)
         series = call.series
         if result is not None:
             tally.observe(series.queue_seconds, result.queue_seconds)
@@ -133,6 +136,19 @@ class Settlement:
             tally.observe(series.request_seconds, now - call.started)
         tally.count(series.answered[OK if error is None else error.code])
         return True
+
+
+def _note(record: RequestRecord, call: Call, now: float, result: JobResult | None) -> None:
+    record.admitted, record.settled = call.started, now
+    record.model, record.version = call.model.key
+    record.tier_requested = call.choice.tier or call.model.default_tier
+    record.preprocessing_seconds = call.preprocessing_seconds
+    if call.route is not None:
+        record.version = call.route.instance.identity[1]
+        record.tier, record.tier_reason = call.route.tier, call.route.explanation
+    if result is not None:
+        record.queue_seconds, record.compute_seconds = result.queue_seconds, result.compute_seconds
+        record.batch_rows = result.batch_rows
 
 
 def _tell(side: Side, seconds: float, error: ServePruneError | None) -> None:

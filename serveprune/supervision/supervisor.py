@@ -22,6 +22,7 @@ from serveprune.observability import metrics as series
 from serveprune.observability.metrics import Metrics
 from serveprune.observability.process_totals import ProcessTotals
 from serveprune.observability.shared_values import MergedCollector, forget_gauges, values_shared
+from serveprune.observability.tracing_protocol import Tracing, close_in_time
 from serveprune.repository.model_repository import Processes
 from serveprune.rollouts.driver import RolloutDriver
 from serveprune.rollouts.rollouts import Rollouts
@@ -96,6 +97,7 @@ class Supervisor:
         policy: RestartPolicy = _POLICY,
         loadable: LoadableModels = _FIXED,
         contents: Contents = MappingProxyType({}),
+        tracing: Tracing | None = None,
     ) -> None:
         """Describe a server; nothing runs yet.
 
@@ -106,6 +108,7 @@ class Supervisor:
             policy: When one that ended is replaced.
             loadable: Loads and unloads models when a client of any process asks for it.
             contents: See `Server`.
+            tracing: Makes spans of what is not done in serving processes; closed when the server stops.
         """
         self._config = config
         self._command = command
@@ -113,6 +116,7 @@ class Supervisor:
         self._policy = policy
         self._loadable = loadable
         self._contents = _listed(contents)
+        self._tracing = tracing
         self._number = 0
         self._places = [_Place(str(number)) for number in range(config.server.processes)]
         self._totals = ProcessTotals()
@@ -209,6 +213,7 @@ class Supervisor:
                 self._thread.join(_KILL_SECONDS)
         if self._builds is not None:
             self._builds.close(timeout_seconds=_STOP_MARGIN_SECONDS)
+        close_in_time(self._tracing, left_seconds=drain)
         self._held.close()
         return True
 
@@ -276,7 +281,7 @@ class Supervisor:
         self._folder = held.enter_context(series_folder())
         held.enter_context(values_shared(self._folder, process=_OWN_NAME))
         self._metrics = Metrics()
-        self.rollouts = Rollouts(self._config.store.path, self._metrics)
+        self.rollouts = Rollouts(self._config.store.path, self._metrics, tracing=self._tracing)
         self._driver = RolloutDriver(self.rollouts, observe=self._observations.take, obey=self._spread)
         self._deploy()
         self._builds = SharedBuilds(self._builder, on_ended=self._count_build)

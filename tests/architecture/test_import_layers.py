@@ -29,6 +29,15 @@ def test_serving_path_loads_nothing_of_the_compressing_half(module: str) -> None
     assert finished.stdout.split() == []
 
 
+@pytest.mark.parametrize("module", ["serveprune.server", "serveprune.cli.app", "serveprune.cli.serving_process"])
+def test_nothing_of_opentelemetry_is_loaded_before_traces_are_wanted(module: str) -> None:
+    code = f"import sys, {module}; print(*(name for name in sys.modules if name.startswith('opentelemetry')))"
+
+    finished = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=200, check=True)
+
+    assert finished.stdout.split() == []
+
+
 def test_packages_hold_no_code_in_their_init() -> None:
     for init in (ROOT / "serveprune").rglob("__init__.py"):
         if init.parent.name != "serveprune":

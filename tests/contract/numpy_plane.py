@@ -20,6 +20,7 @@ from serveprune.errors import (
     Unavailable,
     Unimplemented,
 )
+from serveprune.observability.request_record import RequestRecord
 from serveprune.oip.answer import Answer
 from serveprune.oip.datatype import Datatype
 from serveprune.oip.messages import (
@@ -89,7 +90,7 @@ class NumpyPlane:
         self.release.set()
         self._threads.shutdown(wait=True)
 
-    def submit(self, request: InferenceRequest, *, more: bool = False) -> Answer:
+    def submit(self, request: InferenceRequest, *, more: bool = False, record: RequestRecord | None = None) -> Answer:
         self.requests.append(request)
         assert self.may_submit.wait(20)
         self._together += more

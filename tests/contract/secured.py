@@ -25,6 +25,7 @@ from serveprune.frontends.grpc.pb.open_inference_pb2_grpc import GRPCInferenceSe
 from serveprune.frontends.grpc.server import GrpcFrontend
 from serveprune.frontends.http.server import HttpFrontend
 from serveprune.frontends.watched_files import Reload
+from serveprune.observability.request_observer import RequestObserver
 
 INFER = "/v2/models/identity_fp32/infer"
 BODY = b'{"inputs":[{"name":"x","datatype":"FP32","shape":[1,1],"data":[1]}]}'
@@ -33,7 +34,14 @@ BODY = b'{"inputs":[{"name":"x","datatype":"FP32","shape":[1,1],"data":[1]}]}'
 class Secured:
     """Running front ends over a data plane of numpy functions."""
 
-    def __init__(self, *, tls: TlsConfig | None = None, tokens: TokensConfig | None = None, **limits: Any) -> None:
+    def __init__(
+        self,
+        *,
+        tls: TlsConfig | None = None,
+        tokens: TokensConfig | None = None,
+        observer: RequestObserver | None = None,
+        **limits: Any,
+    ) -> None:
         self.plane = NumpyPlane()
         self.rejected: list[Code] = []
         self.reloads: list[tuple[str, Reload]] = []
@@ -45,6 +53,7 @@ class Secured:
             "on_rejected": self.rejected.append,
             "certificate": self._certificate,
             "authorization": Authorization(self._tokens) if self._tokens is not None else None,
+            "observer": observer,
         }
         self.http = HttpFrontend(self.plane, self.plane, **options)
         self.grpc = GrpcFrontend(self.plane, self.plane, **options)

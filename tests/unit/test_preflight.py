@@ -247,3 +247,27 @@ def test_check_secrets_reports_tokens_of_operators_that_are_none(
     assert len(found) == (problem is not None)
     assert problem is None or found[0].startswith(problem)
     assert "too-brief" not in "".join(found)
+
+
+@pytest.mark.parametrize("absent", ["opentelemetry.sdk", "opentelemetry.exporter.otlp.proto"])
+def test_check_packages_names_the_extra_when_traces_are_wanted_and_cannot_be_made(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, absent: str
+) -> None:
+    def problems(server: str) -> list[str]:
+        file = folder / "serveprune.yaml"
+        file.write_text(f"server: {server}\nmodels:\n  m: {{source: {{onnx: doubling.onnx}}}}\n")
+        return check_packages(load_config(file))
+
+    assert problems("{tracing: {}}") == []
+    real = importlib.util.find_spec
+
+    def find(name: str) -> object:
+        if name == absent:
+            raise ModuleNotFoundError(name)
+        return real(name)
+
+    monkeypatch.setattr(importlib.util, "find_spec", find)
+    (problem,) = problems("{tracing: {}}")
+    assert problem.startswith("server.tracing: expected the packages opentelemetry.sdk and")
+    assert 'pip install "serveprune[tracing]"' in problem
+    assert problems("{logs: {access: {}}}") == []

@@ -8,6 +8,8 @@ from serveprune.errors import Code, ResourceExhausted, ServePruneError
 from serveprune.frontends.authorization import Authorization, shown_in_metadata
 from serveprune.frontends.grpc.runtime import HandlerCallDetails, RpcMethodHandler, ServicerContext
 from serveprune.frontends.grpc.status import abort
+from serveprune.frontends.observed_request import ObservedRequest
+from serveprune.observability.request_observer import RequestObserver
 
 _RETRY_SECONDS = 1.0
 
@@ -24,6 +26,7 @@ class BoundedMethod:
         pool: Runs the refusals.
         on_rejected: Told of each refusal.
         authorization: Judges who may call; without one everybody may.
+        observer: Records refusals.
     """
 
     def __init__(
@@ -35,7 +38,9 @@ class BoundedMethod:
         pool: ThreadPoolExecutor,
         on_rejected: Callable[[Code], None],
         authorization: Authorization | None = None,
+        observer: RequestObserver | None = None,
     ) -> None:
+        self._observer = observer
         self._name = name
         self._limit = limit
         self._on_rejected = on_rejected
@@ -82,6 +87,11 @@ class BoundedMethod:
 
         def refuse(messages: Iterator[bytes], context: ServicerContext) -> bytes:
             self._on_rejected(error.code)
+            if self._observer is not None:
+                begun = self._observer.begin("grpc", self._name[1:], context.invocation_metadata())
+                observed = ObservedRequest(self._observer, begun)
+                observed.failed(error)
+                context.set_trailing_metadata(observed.answered(size_bytes=0))
             abort(context, error)
 
         return _handler(refuse, pool=self._pool)

@@ -18,6 +18,8 @@ from serveprune.errors import (
     Unavailable,
 )
 from serveprune.frontends.grpc.status import details_of, trailing_metadata_of
+from serveprune.frontends.observed_request import ObservedRequest
+from serveprune.observability.request_record import RequestRecord
 from serveprune.oip.answer import Answer
 from serveprune.oip.messages import InferenceRequest, InferenceResponse
 
@@ -52,13 +54,15 @@ class DirectCall:
         "_has_message",
         "_is_closing",
         "_is_watched",
+        "_observed",
         "begun",
     )
 
     _code_without_message: ClassVar[Code] = Code.INVALID_ARGUMENT
 
-    def __init__(self, calls: "DirectCalls", event: Any) -> None:
+    def __init__(self, calls: "DirectCalls", event: Any, *, observed: ObservedRequest | None = None) -> None:
         self._calls = calls
+        self._observed = observed
         self._event = event
         self._core = event.call
         self._answer: Answer | None = None
@@ -124,7 +128,7 @@ class DirectCall:
 
     def _take(self, message: bytes) -> None:
         if len(message) <= _INLINE_BYTES:
-            self._infer(message, lambda request: self._calls.submit_in_round(request, self))
+            self._infer(message, self._submit_in_round)
             self._calls.look_at_round()
         else:
             self.watch()
@@ -136,7 +140,10 @@ class DirectCall:
         except RuntimeError:  # the pool was shut down
             self._fail(Unavailable("the server is shutting down", retry_after_seconds=RETRY_SECONDS))
 
-    def _infer(self, message: bytes, submit: Callable[[InferenceRequest], Answer]) -> None:
+    def _submit_in_round(self, request: InferenceRequest, *, record: RequestRecord | None = None) -> Answer:
+        return self._calls.submit_in_round(request, self, record=record)
+
+    def _infer(self, message: bytes, submit: Callable[..., Answer]) -> None:
         event = self._event
         try:
             try:
@@ -146,7 +153,12 @@ class DirectCall:
             except ServePruneError as error:
                 self.refuse(error)
                 return
-            answer = self._answer = submit(request)
+            observed = self._observed
+            if observed is None:
+                answer = self._answer = submit(request)
+            else:
+                observed.asked(request, size_bytes=len(message))
+                answer = self._answer = submit(request, record=observed.record)
             answer.add_done_callback(self._done)
             if self._is_closing:
                 answer.cancel()
@@ -182,6 +194,8 @@ class DirectCall:
         except Exception as error:  # see above
             self._fail(_unexpected(error))
         else:
+            if self._observed is not None:
+                metadata = (*metadata, *self._observed.answered(size_bytes=len(serialized)))
             self._close(
                 cygrpc.SendMessageOperation(serialized, 0),
                 cygrpc.SendStatusFromServerOperation(metadata, cygrpc.StatusCode.ok, b"", 0),
@@ -189,9 +203,11 @@ class DirectCall:
 
     def _fail(self, error: ServePruneError) -> None:
         code: int = grpc.StatusCode[error.code.name].value[0]
-        self._close(
-            cygrpc.SendStatusFromServerOperation(trailing_metadata_of(error), code, details_of(error).encode(), 0)
-        )
+        metadata = trailing_metadata_of(error)
+        if self._observed is not None:
+            self._observed.failed(error)
+            metadata = (*metadata, *self._observed.answered(size_bytes=0))
+        self._close(cygrpc.SendStatusFromServerOperation(metadata, code, details_of(error).encode(), 0))
 
     def _close(self, *operations: Any) -> None:
         """Send the end of the call, once; a call whose caller has left is beyond that."""
@@ -240,6 +256,8 @@ class DirectCall:
         if not self._has_message:
             self._calls.receiving.end(self)
             self._calls.reject(Code.CANCELLED if self._has_left else self._code_without_message)
+        if self._observed is not None:
+            self._observed.left()
         self._calls.release(self)
 
 
@@ -254,8 +272,10 @@ class RefusedCall(DirectCall):
 
     _code_without_message = Code.UNAUTHENTICATED
 
-    def __init__(self, calls: "DirectCalls", event: Any, refusal: ServePruneError) -> None:
-        super().__init__(calls, event)
+    def __init__(
+        self, calls: "DirectCalls", event: Any, refusal: ServePruneError, *, observed: ObservedRequest | None = None
+    ) -> None:
+        super().__init__(calls, event, observed=observed)
         self.refusal = refusal
 
     def _received(self, event: Any) -> _Settled:

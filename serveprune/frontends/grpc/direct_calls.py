@@ -22,6 +22,9 @@ from serveprune.frontends.grpc.inference import InferenceService
 from serveprune.frontends.grpc.receiving import ReceivingCalls
 from serveprune.frontends.grpc.rounds import Rounds
 from serveprune.frontends.grpc.runtime import Server
+from serveprune.frontends.observed_request import ObservedRequest
+from serveprune.observability.request_observer import RequestObserver
+from serveprune.observability.request_record import RequestRecord
 from serveprune.oip.answer import Answer
 from serveprune.oip.messages import InferenceRequest
 
@@ -60,6 +63,7 @@ class DirectCalls:
         pool: Works on large messages.
         on_rejected: Told the code of each call that does not reach the data plane.
         authorization: Judges who may call; without one everybody may.
+        observer: Records calls.
     """
 
     def __init__(
@@ -74,8 +78,10 @@ class DirectCalls:
         pool: ThreadPoolExecutor,
         on_rejected: Callable[[Code], None],
         authorization: Authorization | None = None,
+        observer: RequestObserver | None = None,
     ) -> None:
         self._authorization = authorization
+        self._observer = observer
         self._unauthorized: set[DirectCall] = set()
         self._max_active = max_active
         self._max_waiting = max_waiting
@@ -101,9 +107,11 @@ class DirectCalls:
             is_round_open=lambda: bool(self._submitted),
         ).start()
 
-    def submit_in_round(self, request: InferenceRequest, call: DirectCall) -> Answer:
+    def submit_in_round(
+        self, request: InferenceRequest, call: DirectCall, *, record: RequestRecord | None = None
+    ) -> Answer:
         """Submit a request in the serving thread; the answer comes no sooner than this has returned."""
-        answer = self.service.submit(request, more=True)
+        answer = self.service.submit(request, more=True, record=record)
         self._submitted.append(call)
         return answer
 
@@ -132,8 +140,8 @@ class DirectCalls:
         if self._authorization is not None:
             refusal = self._authorization.refusal(shown_in_metadata(event.invocation_metadata))
             if refusal is not None:
-                return self._turn_away(RefusedCall(self, event, refusal))
-        call = DirectCall(self, event)
+                return self._turn_away(RefusedCall(self, event, refusal, observed=self._observed(event)))
+        call = DirectCall(self, event, observed=self._observed(event))
         with self.lock:
             begins = self._in_progress() < self._max_active
             refused = not begins and len(self._waiting) >= self._max_waiting
@@ -153,6 +161,12 @@ class DirectCalls:
         else:
             call.watch()
         return call
+
+    def _observed(self, event: Any) -> ObservedRequest | None:
+        if self._observer is None:
+            return None
+        record = self._observer.begin("grpc", self.service.infer_method[1:], event.invocation_metadata)
+        return ObservedRequest(self._observer, record)
 
     def _turn_away(self, call: RefusedCall) -> object:
         """Refuse a call that may not be answered: it takes no place of those that may.

@@ -3,13 +3,13 @@
 import math
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
 from typing import Any
 
 from google.protobuf.message import Message
 
-from serveprune.errors import Cancelled, Code, DeadlineExceeded, InvalidArgument, ServePruneError
+from serveprune.errors import Cancelled, Code, DeadlineExceeded, Internal, InvalidArgument, ServePruneError
 from serveprune.frontends.authorization import Authorization
 from serveprune.frontends.grpc.decoding import TIER_METADATA, Metadata, decode_request
 from serveprune.frontends.grpc.encoding import (
@@ -21,7 +21,9 @@ from serveprune.frontends.grpc.encoding import (
 from serveprune.frontends.grpc.methods import Method, UnaryMethods, parse_message
 from serveprune.frontends.grpc.pb import open_inference_pb2 as pb
 from serveprune.frontends.grpc.runtime import RpcMethodHandler, ServicerContext
+from serveprune.frontends.observed_request import ObservedRequest
 from serveprune.frontends.planes import ControlPlane, DataPlane
+from serveprune.observability.request_observer import RequestObserver
 from serveprune.oip.answer import Answer
 from serveprune.oip.messages import InferenceRequest, InferenceResponse
 from serveprune.oip.repository_requests import expect_no_overrides
@@ -45,6 +47,7 @@ class InferenceService:
         on_rejected: Told the code of each inference request that fails to reach the data plane.
         authorization: Judges who may call; without one everybody may. Calls of ``ModelInfer`` are judged before they
             come here.
+        observer: Records the calls of ``ModelInfer`` that have a thread each; `DirectCalls` does it for all others.
     """
 
     infer_method = f"/{SERVICE}/ModelInfer"
@@ -58,8 +61,10 @@ class InferenceService:
         request_timeout_seconds: float,
         on_rejected: Callable[[Code], None],
         authorization: Authorization | None = None,
+        observer: RequestObserver | None = None,
     ) -> None:
         self._authorization = authorization
+        self._observer = observer
         self._dataplane = dataplane
         self._controlplane = controlplane
         self._timeout_seconds = request_timeout_seconds
@@ -150,17 +155,38 @@ class InferenceService:
 
     def model_infer(self, request: pb.ModelInferRequest, context: ServicerContext) -> pb.ModelInferResponse:
         """Answer ``ModelInfer``; the serving tier is in the trailing metadata too."""
+        if self._observer is None:
+            return self._infer(request, context)
+        record = self._observer.begin("grpc", self.infer_method[1:], context.invocation_metadata())
+        observed = ObservedRequest(self._observer, record)
+        try:
+            return self._infer(request, context, observed=observed)
+        except Exception as error:
+            # What else than our own errors it is, its caller is not told either.
+            observed.failed(error if isinstance(error, ServePruneError) else Internal("internal error"))
+            _add_trailing(context, observed.answered(size_bytes=0))
+            raise
+
+    def _infer(
+        self, request: pb.ModelInferRequest, context: ServicerContext, *, observed: ObservedRequest | None = None
+    ) -> pb.ModelInferResponse:
         deadline = _monotonic(context.time_remaining())
         try:
             decoded = decode_request(request, metadata=context.invocation_metadata(), deadline=deadline)
         except ServePruneError as error:
             self._on_rejected(error.code)
             raise
-        response = self._await(self.submit(decoded), context, deadline=deadline)
-        metadata = _tier_metadata(response)
-        if metadata:
-            context.set_trailing_metadata(metadata)
-        return pb.ModelInferResponse.FromString(encode_response(response))
+        if observed is None:
+            answer = self.submit(decoded)
+        else:
+            observed.asked(decoded, size_bytes=request.ByteSize())
+            answer = self.submit(decoded, record=observed.record)
+        response = self._await(answer, context, deadline=deadline)
+        serialized, metadata = self.encode(response)
+        if observed is not None:
+            metadata = (*metadata, *observed.answered(size_bytes=len(serialized)))
+        _add_trailing(context, metadata)
+        return pb.ModelInferResponse.FromString(serialized)
 
     def decode(self, serialized: bytes, *, metadata: Metadata, deadline: float) -> InferenceRequest:
         """Return the request that a serialized message and its call hold.
@@ -216,6 +242,11 @@ def _await_change(change: "Future[None]", context: ServicerContext) -> None:
         except TimeoutError:
             if not context.is_active():
                 raise Cancelled("the caller left before the change was made; it goes on") from None
+
+
+def _add_trailing(context: ServicerContext, metadata: Sequence[tuple[str, str]]) -> None:
+    if metadata:
+        context.set_trailing_metadata((*(context.trailing_metadata() or ()), *metadata))
 
 
 def _tier_metadata(response: InferenceResponse) -> tuple[tuple[str, str], ...]:

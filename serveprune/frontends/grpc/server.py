@@ -24,6 +24,7 @@ from serveprune.frontends.grpc.runtime import Server
 from serveprune.frontends.grpc.streams import OpenStreams
 from serveprune.frontends.planes import ControlPlane, DataPlane
 from serveprune.frontends.watched_files import WatchedFiles
+from serveprune.observability.request_observer import RequestObserver
 
 _log = logging.getLogger(__name__)
 
@@ -58,6 +59,7 @@ class GrpcFrontend:
         on_rejected: Told the code of each inference request that fails to reach the data plane.
         certificate: For TLS; without one nothing is encrypted.
         authorization: Judges who may ask; without one everybody may.
+        observer: Records inferences.
     """
 
     def __init__(
@@ -69,8 +71,10 @@ class GrpcFrontend:
         on_rejected: Callable[[Code], None],
         certificate: WatchedFiles[ServerCertificate] | None = None,
         authorization: Authorization | None = None,
+        observer: RequestObserver | None = None,
     ) -> None:
         self._config = config
+        self._observer = observer
         self._certificate = certificate
         self._authorization = authorization
         self._on_rejected = on_rejected
@@ -80,6 +84,7 @@ class GrpcFrontend:
             request_timeout_seconds=config.request_timeout_seconds,
             on_rejected=on_rejected,
             authorization=authorization,
+            observer=observer,
         )
         self._receiving = ReceivingCalls(timeout_seconds=config.body_timeout_seconds, workers=config.grpc_workers)
         self._streams = OpenStreams()
@@ -154,6 +159,7 @@ class GrpcFrontend:
                 pool=workers,
                 on_rejected=self._on_rejected,
                 authorization=self._authorization,
+                observer=self._observer,
             )
         return BoundedMethod(
             self._service.infer_method,
@@ -162,6 +168,7 @@ class GrpcFrontend:
             pool=quick,
             on_rejected=self._on_rejected,
             authorization=self._authorization,
+            observer=self._observer,
         )
 
     def _bind(self, server: Server) -> int:

@@ -19,7 +19,7 @@ def abort(context: ServicerContext, error: ServePruneError) -> NoReturn:
     """End a call with the status, message and retry time of an error."""
     metadata = trailing_metadata_of(error)
     if metadata:
-        context.set_trailing_metadata(metadata)
+        context.set_trailing_metadata((*(context.trailing_metadata() or ()), *metadata))
     context.abort(grpc.StatusCode[error.code.name], details_of(error))
     raise AssertionError("abort raises")
 

@@ -11,9 +11,11 @@ from serveprune.frontends.http.asgi import Receive, Scope, Send
 from serveprune.frontends.http.body import inflate, read_body
 from serveprune.frontends.http.body_budget import BodyBudget
 from serveprune.frontends.http.inference import InferenceHandler
+from serveprune.frontends.http.observation import HttpObservation, answered
 from serveprune.frontends.http.reply import Reply, error_reply, json_reply
 from serveprune.frontends.http.request_headers import parse_headers
 from serveprune.frontends.http.routes import HttpRoute, Operation, find_route
+from serveprune.frontends.observed_request import ObservedRequest
 from serveprune.frontends.planes import ControlPlane, DataPlane
 from serveprune.oip.json_codec import parse_object
 from serveprune.oip.json_documents import (
@@ -46,7 +48,9 @@ class HttpApplication:
         workers: Executor,
         on_rejected: Callable[[Code], None],
         authorization: Authorization | None = None,
+        observation: HttpObservation | None = None,
     ) -> None:
+        self._observation = observation
         self._dataplane = dataplane
         self._controlplane = controlplane
         self._config = config
@@ -59,27 +63,50 @@ class HttpApplication:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one request; what a client that has left is sent, the server drops."""
-        reply = await self._reply(scope, receive)
+        observed = self._observed(scope)
+        try:
+            reply = await self._answer(scope, receive, observed)
+        except ServePruneError as error:
+            if observed is not None:
+                observed.failed(error)
+            reply = error_reply(error)
+        if observed is not None:
+            reply = answered(observed, reply)
         await reply.send(send)
 
-    async def _reply(self, scope: Scope, receive: Receive) -> Reply:
+    def _observed(self, scope: Scope) -> ObservedRequest | None:
+        """Begin to record an inference, where that is wanted."""
+        if self._observation is None:
+            return None
+        try:
+            route = find_route(scope["method"], scope["raw_path"])
+        except ServePruneError:
+            return None
+        return self._observation.begin(route, scope["headers"]) if route.operation is Operation.INFER else None
+
+    async def _answer(self, scope: Scope, receive: Receive, observed: ObservedRequest | None) -> Reply:
+        """Answer one request.
+
+        Raises:
+            ServePruneError: It cannot be answered; nothing else is raised.
+        """
         try:
             route = find_route(scope["method"], scope["raw_path"])
             if self._authorization is not None:
                 self._authorize(self._authorization, route, scope)
             if route.operation is Operation.INFER:
-                return await self.inference.answer(route, scope["headers"], receive)
+                return await self.inference.answer(route, scope["headers"], receive, observed=observed)
             return await self._describe(route, scope, receive)
         except ServePruneError as error:
             if error.code in _FOR_THE_LOG:
                 _log.error("%s %s: %s", scope["method"], scope["path"], error.message)
-            return error_reply(error)
+            raise
         except asyncio.CancelledError:
             # Only the end of a stop's patience cancels this task, and the caller should hear of it.
-            return error_reply(Unavailable("the server is shutting down", retry_after_seconds=1.0))
+            raise Unavailable("the server is shutting down", retry_after_seconds=1.0) from None
         except Exception:  # whatever it is, the client gets an answer and the log gets the trace
             _log.exception("%s %s failed", scope["method"], scope["path"])
-            return error_reply(Internal("internal error; see the server's log"))
+            raise Internal("internal error; see the server's log") from None
 
     def _authorize(self, authorization: Authorization, route: HttpRoute, scope: Scope) -> None:
         """Refuse a request that shows no token, before its body is read."""

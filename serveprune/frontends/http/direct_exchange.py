@@ -10,11 +10,13 @@ from serveprune.frontends.http.body import Body
 from serveprune.frontends.http.completions import Completions
 from serveprune.frontends.http.errors import BodyTimeout
 from serveprune.frontends.http.inference import InferenceHandler
+from serveprune.frontends.http.observation import answered
 from serveprune.frontends.http.reply import Reply, error_reply
 from serveprune.frontends.http.request_headers import RequestHeaders
 from serveprune.frontends.http.routes import HttpRoute
+from serveprune.frontends.observed_request import ObservedRequest
 from serveprune.oip.answer import Answer
-from serveprune.oip.messages import InferenceResponse
+from serveprune.oip.messages import InferenceRequest, InferenceResponse
 from serveprune.oip.output_format import OutputFormat
 
 if TYPE_CHECKING:
@@ -49,6 +51,7 @@ class DirectExchange:
         "_deadline",
         "_handler",
         "_headers",
+        "_observed",
         "_output_format",
         "_route",
         "_started",
@@ -70,6 +73,7 @@ class DirectExchange:
         headers: RequestHeaders,
         *,
         keep_alive: bool,
+        observed: ObservedRequest | None = None,
     ) -> None:
         self._connection = connection
         self._handler = handler
@@ -77,6 +81,7 @@ class DirectExchange:
         self._completions = completions
         self._route = route
         self._headers = headers
+        self._observed = observed
         self._deadline = time.monotonic() + handler.timeout_seconds
         self._body: Body = b""
         # An answer keeps its callbacks, and so this exchange, which must not wait for the garbage collector.
@@ -116,7 +121,7 @@ class DirectExchange:
             finally:
                 self._handler.budget.give_back(len(body))
             self._started = True
-            submitted = self._submitted = self._handler.submit(request, more=True)
+            submitted = self._submitted = self._submit(request, body_bytes=len(body))
         except ServePruneError as error:
             self._fail(error)
             return
@@ -125,6 +130,13 @@ class DirectExchange:
             return
         self._connection.deadline.set(self._deadline - time.monotonic())
         submitted.add_done_callback(self._done)
+
+    def _submit(self, request: InferenceRequest, *, body_bytes: int) -> Answer:
+        observed = self._observed
+        if observed is None:
+            return self._handler.submit(request, more=True)
+        observed.asked(request, size_bytes=body_bytes)
+        return self._handler.submit(request, more=True, record=observed.record)
 
     def time_out(self, *, patience_seconds: float) -> None:
         """End it because the rest of the body, or the answer, did not come in time."""
@@ -148,6 +160,8 @@ class DirectExchange:
         if not self._started and not self.response_complete:
             self._give_body_back()
             self._handler.reject(Code.CANCELLED)
+        if self._observed is not None and not self.response_complete:
+            self._observed.left()
 
     def _done(self, submitted: Answer) -> None:
         # In the thread that finished it.
@@ -199,10 +213,14 @@ class DirectExchange:
     def _fail(self, error: ServePruneError) -> None:
         if error.code in _FOR_THE_LOG:
             _log.error("inference of %s: %s", self._route.model, error.message)
+        if self._observed is not None:
+            self._observed.failed(error)
         self._answer(error_reply(error))
 
     def _answer(self, reply: Reply) -> None:
         self.response_complete = True
+        if self._observed is not None:
+            reply = answered(self._observed, reply)
         self._connection.answer(self, reply)
 
 

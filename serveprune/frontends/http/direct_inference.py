@@ -7,6 +7,7 @@ from serveprune.frontends.http.completions import Completions
 from serveprune.frontends.http.direct_exchange import DirectExchange
 from serveprune.frontends.http.inference import INLINE_BYTES, InferenceHandler
 from serveprune.frontends.http.known_heads import KnownHeads
+from serveprune.frontends.http.observation import HttpObservation
 from serveprune.frontends.http.request_headers import RequestHeaders, parse_headers
 from serveprune.frontends.http.routes import HttpRoute, Operation, find_route
 
@@ -23,8 +24,15 @@ class DirectInference:
     For one event loop.
     """
 
-    def __init__(self, handler: InferenceHandler, *, authorization: Authorization | None = None) -> None:
+    def __init__(
+        self,
+        handler: InferenceHandler,
+        *,
+        authorization: Authorization | None = None,
+        observation: HttpObservation | None = None,
+    ) -> None:
         self._handler = handler
+        self._observation = observation
         self._authorization = authorization
         self._completions: Completions | None = None
         self._arrivals: Arrivals | None = None
@@ -83,8 +91,16 @@ class DirectInference:
         if self._completions is None or self._arrivals is None:
             self._completions = Completions(connection.loop)
             self._arrivals = Arrivals(connection.loop, proceed=self._handler.proceed)
+        observation = self._observation
         return DirectExchange(
-            connection, self._handler, self._arrivals, self._completions, route, headers, keep_alive=keep_alive
+            connection,
+            self._handler,
+            self._arrivals,
+            self._completions,
+            route,
+            headers,
+            keep_alive=keep_alive,
+            observed=None if observation is None else observation.begin(route, headers.everything),
         )
 
     def _find(self, connection: "Connection") -> HttpRoute | None:

@@ -17,6 +17,7 @@ from serveprune.frontends.http.pending_answer import PendingAnswer
 from serveprune.frontends.http.reply import Reply
 from serveprune.frontends.http.request_headers import RequestHeaders, parse_headers
 from serveprune.frontends.http.routes import HttpRoute
+from serveprune.frontends.observed_request import ObservedRequest
 from serveprune.frontends.planes import DataPlane
 from serveprune.oip.datatype import Datatype
 from serveprune.oip.json_codec import decode_request, encode_response
@@ -58,8 +59,16 @@ class InferenceHandler:
         self.reject = on_rejected
         self.submit, self.proceed = dataplane.submit, dataplane.proceed
 
-    async def answer(self, route: HttpRoute, headers: Headers, receive: Receive) -> Reply:
+    async def answer(
+        self, route: HttpRoute, headers: Headers, receive: Receive, *, observed: ObservedRequest | None = None
+    ) -> Reply:
         """Answer one request.
+
+        Args:
+            route: Where it goes.
+            headers: Of the request.
+            receive: Gives its body.
+            observed: Where it is recorded.
 
         Raises:
             ServePruneError: It cannot be answered.
@@ -67,12 +76,18 @@ class InferenceHandler:
         deadline = time.monotonic() + self.timeout_seconds
         with self.budget.share() as take:
             try:
-                request, output_format = await self._decode(route, headers, receive, take, deadline=deadline)
+                request, output_format, size_bytes = await self._decode(
+                    route, headers, receive, take, deadline=deadline
+                )
             except ServePruneError as error:
                 # Later refusals are the data plane's, which counts them itself.
                 self.reject(error.code)
                 raise
-            submitted = self.submit(request)
+            if observed is None:
+                submitted = self.submit(request)
+            else:
+                observed.asked(request, size_bytes=size_bytes)
+                submitted = self.submit(request, record=observed.record)
         # The answer may be long in coming, and nothing here needs the tensors any more.
         del request
         pending = PendingAnswer(submitted, receive=receive, timeout_seconds=deadline - time.monotonic())
@@ -80,7 +95,7 @@ class InferenceHandler:
 
     async def _decode(
         self, route: HttpRoute, headers: Headers, receive: Receive, take: Take, *, deadline: float
-    ) -> tuple[InferenceRequest, OutputFormat]:
+    ) -> tuple[InferenceRequest, OutputFormat, int]:
         parsed = parse_headers(headers)
         body = await read_body(
             receive,
@@ -90,9 +105,10 @@ class InferenceHandler:
             timeout_seconds=self._config.body_timeout_seconds,
         )
         if len(body) <= INLINE_BYTES and parsed.coding == b"identity":
-            return self.decode(body, parsed, route, deadline)
+            return *self.decode(body, parsed, route, deadline), len(body)
         loop = asyncio.get_running_loop()
-        return await loop.run_in_executor(self._workers, self.decode, body, parsed, route, deadline)
+        decoded = await loop.run_in_executor(self._workers, self.decode, body, parsed, route, deadline)
+        return *decoded, len(body)
 
     def decode(
         self, body: Body, headers: RequestHeaders, route: HttpRoute, deadline: float

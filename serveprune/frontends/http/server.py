@@ -8,8 +8,10 @@ from serveprune.frontends.certificates import ServerCertificate
 from serveprune.frontends.http.application import HttpApplication
 from serveprune.frontends.http.direct_inference import DirectInference
 from serveprune.frontends.http.endpoint import HttpEndpoint
+from serveprune.frontends.http.observation import HttpObservation
 from serveprune.frontends.planes import ControlPlane, DataPlane
 from serveprune.frontends.watched_files import WatchedFiles
+from serveprune.observability.request_observer import RequestObserver
 
 _WORKERS = 4
 """Threads that decode and encode large bodies; each may hold several times a body's size."""
@@ -25,6 +27,7 @@ class HttpFrontend:
         on_rejected: Told the code of each inference request that fails to reach the data plane.
         certificate: For TLS; without one nothing is encrypted.
         authorization: Judges who may ask; without one everybody may.
+        observer: Records inferences.
     """
 
     def __init__(
@@ -36,8 +39,10 @@ class HttpFrontend:
         on_rejected: Callable[[Code], None],
         certificate: WatchedFiles[ServerCertificate] | None = None,
         authorization: Authorization | None = None,
+        observer: RequestObserver | None = None,
     ) -> None:
         self._config = config
+        observation = HttpObservation(observer, encrypted=certificate is not None) if observer is not None else None
         self._workers = ThreadPoolExecutor(_WORKERS, thread_name_prefix="http-worker")
         application = HttpApplication(
             dataplane,
@@ -46,10 +51,11 @@ class HttpFrontend:
             workers=self._workers,
             on_rejected=on_rejected,
             authorization=authorization,
+            observation=observation,
         )
         self._endpoint = HttpEndpoint(
             application,
-            DirectInference(application.inference, authorization=authorization),
+            DirectInference(application.inference, authorization=authorization, observation=observation),
             setting="server.http",
             limits=config,
             certificate=certificate,

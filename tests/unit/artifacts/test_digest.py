@@ -28,7 +28,6 @@ def test_sha256_json_is_of_canonical_text() -> None:
     assert sha256_json({"é": True, "a": [1, 2.5, None]}) == expected
 
 
-@settings(deadline=None)
 @given(st.dictionaries(st.text(), JSON, min_size=2, max_size=4))
 def test_sha256_json_is_the_same_when_keys_are_reordered(value: dict[str, object]) -> None:
     assert sha256_json(dict(reversed(value.items()))) == sha256_json(value)
@@ -53,14 +52,14 @@ def _write(folder: Path, files: dict[str, bytes]) -> Path:
     return folder
 
 
-@settings(deadline=None, max_examples=30)
+@settings(max_examples=30)
 @given(FILES)
 def test_sha256_folder_is_the_same_when_the_folder_moves(files: dict[str, bytes]) -> None:
     with TemporaryDirectory() as here, TemporaryDirectory() as there:
         assert sha256_folder(_write(Path(here), files)) == sha256_folder(_write(Path(there), files))
 
 
-@settings(deadline=None, max_examples=30)
+@settings(max_examples=30)
 @given(FILES, FILES)
 def test_sha256_folder_differs_when_contents_do(one: dict[str, bytes], other: dict[str, bytes]) -> None:
     with TemporaryDirectory() as here, TemporaryDirectory() as there:

@@ -1,4 +1,4 @@
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from serveprune.artifacts.eviction import Evictable, evict
@@ -13,7 +13,6 @@ CANDIDATES = st.lists(
 KEYS = st.sets(st.text("abcdef", min_size=1, max_size=3))
 
 
-@settings(deadline=None)
 @given(CANDIDATES, st.integers(-5, 40), KEYS, KEYS)
 def test_evict_frees_enough_by_the_oldest_that_are_free(
     candidates: list[Evictable], excess_bytes: int, keep: set[str], leased: set[str]

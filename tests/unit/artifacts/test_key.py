@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from onnx import TensorProto, helper, numpy_helper
 from onnx.external_data_helper import set_external_data
@@ -191,7 +191,6 @@ def test_recipes_are_the_same_when_gate_version_tiers_or_defaults_are_written_ou
 ENVIRONMENTS = st.dictionaries(st.sampled_from(["onnx", "torch", "cpu"]), st.sampled_from(["1", "2", "absent"]))
 
 
-@settings(deadline=None)
 @given(st.tuples(st.sampled_from("abc"), ENVIRONMENTS), st.tuples(st.sampled_from("abc"), ENVIRONMENTS))
 def test_artifact_key_differs_when_recipe_or_environment_does(
     one: tuple[str, dict[str, str]], other: tuple[str, dict[str, str]]

@@ -1,7 +1,7 @@
 from pathlib import Path
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from serveprune.artifacts.layout import StoreLayout
@@ -10,7 +10,6 @@ from serveprune.errors import InvalidArgument
 LAYOUT = StoreLayout(Path("/store"))
 
 
-@settings(deadline=None)
 @given(st.text(max_size=400))
 def test_lock_stays_in_its_folder_when_the_name_is_odd(name: str) -> None:
     path = LAYOUT.lock(name)
@@ -20,7 +19,6 @@ def test_lock_stays_in_its_folder_when_the_name_is_odd(name: str) -> None:
     assert LAYOUT.failure_log(name).parent.parent == LAYOUT.failures
 
 
-@settings(deadline=None)
 @given(st.text(max_size=80), st.text(max_size=80))
 def test_lock_differs_when_names_differ(one: str, other: str) -> None:
     assert (LAYOUT.lock(one) == LAYOUT.lock(other)) == (one == other)

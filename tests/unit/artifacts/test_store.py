@@ -212,7 +212,7 @@ def test_open_sets_aside_a_manifest_of_another_kind_when_its_digest_fits(
     assert len(list(quarantine(store))) == 1
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(data=st.data())
 def test_open_serves_no_byte_that_was_not_written(
     tmp_path_factory: pytest.TempPathFactory, data: st.DataObject

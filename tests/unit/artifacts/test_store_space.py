@@ -72,7 +72,7 @@ def test_commit_never_evicts_what_is_leased(store: ArtifactStore, events: list[S
     assert _names(full, *"abcd") == {"c", "d"}
 
 
-@settings(deadline=None, max_examples=25)
+@settings(max_examples=25)
 @given(
     used=st.lists(st.sampled_from("abcde"), max_size=8),
     room=st.integers(1, 5),

@@ -86,7 +86,7 @@ def _candidates(value: Any, new_file: Path) -> Iterator[Any]:
             yield from _choices(ServePruneConfig)
         case str():
             yield from _choices(ServePruneConfig)
-            yield from ("other:factory", "127.0.0.1:9999", "1:4", "other")
+            yield from ("other:factory", "127.0.0.1:9999", "1:4", "other", "http://127.0.0.1:9999")
             # A digest backwards is another one.
             yield value[::-1]
         case tuple() | list():

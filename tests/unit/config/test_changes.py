@@ -457,7 +457,7 @@ def test_single_edits_leave_out_only_what_cannot_be_edited_alone(reference: Refe
     assert {str(path[-1]) for path in left_out} <= {"dtype", "kind", "policy", "structure", "task"}
 
 
-@settings(deadline=None, derandomize=True, max_examples=60)
+@settings(derandomize=True, max_examples=60)
 @given(data=st.data())
 def test_several_edits_are_all_found_when_they_are_made_together(reference: Reference, data: st.DataObject) -> None:
     edits = data.draw(
@@ -472,7 +472,7 @@ def test_several_edits_are_all_found_when_they_are_made_together(reference: Refe
     assert not config_changes(new, new)
 
 
-@settings(deadline=None, derandomize=True, max_examples=20)
+@settings(derandomize=True, max_examples=20)
 @given(data=st.data())
 def test_same_config_in_other_words_is_no_change(reference: Reference, data: st.DataObject) -> None:
     edits = data.draw(st.lists(st.sampled_from(reference.edits), max_size=4, unique_by=lambda edit: edit.path))

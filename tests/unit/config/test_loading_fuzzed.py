@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 import pytest
 import yaml
-from hypothesis import HealthCheck, example, given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from pydantic import BaseModel, ByteSize
 
@@ -138,24 +138,24 @@ def file(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder / "serveprune.yaml"
 
 
-unhurried = settings(deadline=None, derandomize=True, max_examples=100, suppress_health_check=[HealthCheck.too_slow])
+repeatable = settings(derandomize=True, max_examples=100)
 
 
-@unhurried
+@repeatable
 @example(data={"models": {"m": {"preprocessing": []}}})
 @given(data=mapping_for(ServePruneConfig))
 def test_load_config_loads_or_reports_when_a_config_is_almost_right(file: Path, data: dict[str, Any]) -> None:
     check(file, yaml.safe_dump(data, allow_unicode=True))
 
 
-@unhurried
+@repeatable
 @example(data={"[key]": None, "models": {"[key]": {"[key]": "[key]"}}, "deployments": {"[key]": "[key]"}})
 @given(data=anything)
 def test_load_config_loads_or_reports_when_the_document_is_anything(file: Path, data: Any) -> None:
     check(file, yaml.safe_dump(data))
 
 
-@unhurried
+@repeatable
 @example("a: &a {<<: *a}\n")
 @example("a: &a [*a]\n")
 @example("a: &a {<<: [*a, *a], b: *a}\n")
@@ -192,7 +192,7 @@ def test_the_almost_right_configs_are_right_now_and_then(file: Path) -> None:
     # Otherwise the fuzzing above would only ever see refusals.
     outcomes = set()
 
-    @settings(deadline=None, max_examples=200, database=None, derandomize=True)
+    @settings(max_examples=200, database=None, derandomize=True)
     @given(data=mapping_for(ServePruneConfig))
     def sample(data: dict[str, Any]) -> None:
         outcomes.add(check(file, yaml.safe_dump(data)))

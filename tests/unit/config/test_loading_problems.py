@@ -12,7 +12,7 @@ MODEL_KEYS = (
     "max_batch_elements, max_queue_delay_ms, versions, version_policy"
 )
 SERVER_KEYS = (
-    "http, grpc, metrics, tls, tokens, admin, processes, executors, threads_per_executor, grpc_workers, "
+    "http, grpc, metrics, tls, tokens, admin, tracing, logs, processes, executors, threads_per_executor, grpc_workers, "
     "max_request_bytes, max_buffered_bytes, max_connections, max_header_bytes, max_request_rows, "
     "max_queued_requests, max_queued_bytes, request_timeout_seconds, body_timeout_seconds, drain_seconds"
 )

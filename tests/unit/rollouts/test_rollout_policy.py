@@ -375,7 +375,7 @@ def happen(
     return outcome
 
 
-@settings(deadline=None, max_examples=300)
+@settings(max_examples=300)
 @given(policies(), EVENTS)
 def test_rules_hold_whatever_happens(
     rules: RolloutPolicy, events: list[tuple[float, str, bool, Judgement | None]]
@@ -418,7 +418,6 @@ def _rises_without_a_pause(rules: RolloutPolicy, before: Rollout, after: Rollout
     return all(step.pause is None for step in rules.canary.steps[before.step : after.step])
 
 
-@settings(deadline=None)
 @given(policies(), st.lists(st.floats(min_value=0.1, max_value=40), min_size=1))
 def test_canary_that_is_ready_and_well_is_promoted_in_the_time_of_its_pauses(
     rules: RolloutPolicy, ticks: list[float]

@@ -100,7 +100,7 @@ ARRIVALS = st.lists(
 COSTS = st.tuples(st.floats(0, 2), st.floats(0, 0.5), st.floats(0, 0.1))
 
 
-@settings(deadline=None, max_examples=300)
+@settings(max_examples=300)
 @given(ARRIVALS, st.integers(1, 16), st.none() | st.integers(1, 100), COSTS)
 def test_batch_always_keeps_its_promises(
     arrivals: list[tuple[int, int, float]], rows: int, elements: int | None, costs: tuple[float, float, float]

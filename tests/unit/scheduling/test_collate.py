@@ -2,7 +2,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from unit.scheduling.variants import Variant
 
@@ -36,7 +36,6 @@ def text(variant: Variant, rows: int, length: int, *, outputs: tuple[str, ...] =
 SELECTIONS = st.lists(st.sampled_from(OUTPUTS), max_size=3, unique=True).map(tuple)
 
 
-@settings(deadline=None)
 @given(st.lists(st.tuples(st.integers(1, 5), st.integers(1, 7), SELECTIONS), min_size=1, max_size=6))
 def test_each_job_gets_what_it_would_get_alone(jobs: list[tuple[int, int, tuple[str, ...]]]) -> None:
     variant = Variant(padding=PADDING, output_names=OUTPUTS)

@@ -1,5 +1,5 @@
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from serveprune.scheduling.fair_share import FairShare
@@ -7,7 +7,6 @@ from serveprune.scheduling.fair_share import FairShare
 WEIGHTS = st.dictionaries(st.sampled_from("abcd"), st.sampled_from((0.5, 1.0, 2.0, 5.0)), min_size=2)
 
 
-@settings(deadline=None)
 @given(WEIGHTS, st.data())
 def test_compute_time_is_divided_by_weight_when_all_have_work(weights: dict[str, float], data: st.DataObject) -> None:
     share, lead = FairShare(weights, lead_seconds=0.1), 0.1

@@ -22,7 +22,9 @@ class Gathered:
         self.given_up += 1
 
     def end(self, index: int, *, rows: int = 2) -> None:
-        result = JobResult([np.full((rows, 1), index)], queue_seconds=10.0 - index, compute_seconds=0.5)
+        result = JobResult(
+            [np.full((rows, 1), index)], queue_seconds=10.0 - index, compute_seconds=0.5, batch_rows=rows
+        )
         self.gathering.part(index)(result)
 
 
@@ -69,7 +71,7 @@ def test_whole_ends_once_when_parts_end_in_many_threads_at_once(failing: int | N
 
         def end(index: int, together: threading.Barrier = together, gathering: Gathering = gathering) -> None:
             together.wait()
-            good = JobResult([np.full((1, 1), index)], queue_seconds=0.0, compute_seconds=0.0)
+            good = JobResult([np.full((1, 1), index)], queue_seconds=0.0, compute_seconds=0.0, batch_rows=1)
             gathering.part(index)(InvalidArgument("shape") if index == failing else good)
 
         threads = [threading.Thread(target=end, args=(index,)) for index in range(parts)]

@@ -41,7 +41,7 @@ def groups(errors: list[np.ndarray]) -> list[Candidates]:
 steps = st.lists(st.floats(0.01, 5), min_size=3, max_size=3)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(st.lists(st.tuples(st.floats(0.2, 3), steps), min_size=1, max_size=4), st.floats(0.1, 1))
 def test_allocation_is_affordable_and_no_single_move_betters_it(
     layers: list[tuple[float, list[float]]], part: float

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Literal
 
 import numpy as np
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from unit.compression.pruning.attention_networks import AS_OPERATOR, WRITTEN_OUT
 from unit.compression.pruning.networks import Network, prune
@@ -14,7 +14,7 @@ from unit.compression.pruning.networks import Network, prune
 Move = Callable[[Network, str, int, str], tuple[str, int]]
 """Continues a network: the value so far, its channels and a prefix for names give the next value and its channels."""
 
-QUICK = settings(max_examples=60, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow])
+QUICK = settings(max_examples=60, derandomize=True)
 
 
 def _relu(n: Network, x: str, channels: int, tag: str) -> tuple[str, int]:

@@ -30,7 +30,7 @@ def test_rows_are_joined_each_for_itself() -> None:
     assert units.roots(ids).tolist() == [0, 0, 0, 3, 3, 3]
 
 
-@settings(max_examples=150, deadline=None, derandomize=True)
+@settings(max_examples=150, derandomize=True)
 @given(
     joins=st.lists(st.lists(st.tuples(st.integers(0, 11), st.integers(0, 11)), max_size=8), max_size=5),
     pins=st.lists(st.integers(0, 11), max_size=3),

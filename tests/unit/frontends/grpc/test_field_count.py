@@ -47,7 +47,7 @@ def test_small_message_is_not_looked_at() -> None:
     check_field_count(b"\x2a\x00" * 1000, limit=FEW)
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(st.binary(max_size=200), st.integers(0, 3))
 def test_what_is_no_message_is_left_to_the_parser(noise: bytes, lead: int) -> None:
     # Never another error than the refusal, and never for ever.

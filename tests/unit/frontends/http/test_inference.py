@@ -13,6 +13,7 @@ from serveprune.frontends.http.body_budget import BodyBudget
 from serveprune.frontends.http.inference import InferenceHandler
 from serveprune.frontends.http.reply import Reply
 from serveprune.frontends.http.routes import HttpRoute, Operation
+from serveprune.observability.request_record import RequestRecord
 from serveprune.oip.answer import Answer
 from serveprune.oip.datatype import Datatype
 from serveprune.oip.messages import InferenceRequest, InferenceResponse
@@ -36,7 +37,7 @@ class OneAnswer(NumpyPlane):
         super().__init__()
         self.output = output
 
-    def submit(self, request: InferenceRequest, *, more: bool = False) -> Answer:
+    def submit(self, request: InferenceRequest, *, more: bool = False, record: RequestRecord | None = None) -> Answer:
         answer = Answer()
         answer.set_result(InferenceResponse(request.model, "1", (self.output,), "dense", "default"))
         return answer

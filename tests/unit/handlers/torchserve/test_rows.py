@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 import pytest
 import safetensors.numpy
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from serveprune.errors import InvalidArgument, ServePruneError, Unimplemented
@@ -349,7 +349,6 @@ JSON_VALUES = st.recursive(
 FIELD_NAMES = st.sampled_from(["body", "data", "x", "text", "ids", "tier", "strict_tier", "other", ""])
 
 
-@settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(
     fields=st.dictionaries(FIELD_NAMES, JSON_VALUES | st.binary() | st.binary().map(bytearray), max_size=3),
     content_type=st.sampled_from(["", JSON, "text/plain", "image/png"]),

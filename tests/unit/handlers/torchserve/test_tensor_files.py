@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 import pytest
 import safetensors.numpy
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
@@ -45,7 +45,6 @@ def refusal(content: bytes) -> str:
     return caught.value.message
 
 
-@settings(deadline=None)
 @given(
     array=st.sampled_from(NUMBERS).flatmap(
         lambda dtype: hnp.arrays(dtype, hnp.array_shapes(min_dims=0, max_dims=4, min_side=0, max_side=3))
@@ -101,7 +100,6 @@ def test_npy_that_is_none_of_numbers_is_refused_with_the_reason(content: bytes, 
     assert expected in refusal(content)
 
 
-@settings(deadline=None)
 @given(rest=st.binary(max_size=200))
 def test_npy_of_any_bytes_is_read_or_refused(rest: bytes) -> None:
     for content in (b"\x93NUMPY" + rest, with_header(header(), rest)):
@@ -167,7 +165,6 @@ def test_files_are_known_by_how_they_begin(content: bytes, npy: bool, tensors: b
     assert (is_npy(bytearray(content)), is_safetensors(bytearray(content))) == (npy, tensors)
 
 
-@settings(deadline=None)
 @given(content=st.binary(max_size=100))
 def test_safetensors_of_any_bytes_are_read_or_refused(content: bytes) -> None:
     try:

@@ -1,0 +1,63 @@
+import logging
+import threading
+
+import pytest
+
+from serveprune.observability.access_log import AccessLog
+from serveprune.observability.request_observer import RequestObserver
+from serveprune.observability.request_record import RequestRecord
+
+
+class Kept(AccessLog):
+    """Keeps what it is to write; waits where it is told to."""
+
+    def __init__(self, *, holds: bool = False) -> None:
+        super().__init__(sample_ratio=1.0, slow_seconds=None, errors=True)
+        self.records: list[RequestRecord] = []
+        self.go_on = threading.Event()
+        if not holds:
+            self.go_on.set()
+
+    def write(self, record: RequestRecord) -> None:
+        assert self.go_on.wait(20)
+        self.records.append(record)
+
+
+def test_request_is_reported_once_however_often_it_ends() -> None:
+    access = Kept()
+    observer = RequestObserver(tracing=None, access=access)
+    record = observer.begin("http", "/infer", [(b"x-request-id", b"mine"), (b"host", b"x")])
+    assert observer.answer_headers(record) == (("x-request-id", "mine"),)
+    observer.end(record)
+    record.failed("CANCELLED", "too late to be true")
+    observer.end(record)
+    observer.stop(timeout_seconds=20.0)
+    assert access.records == [record]
+    assert record.code == "OK"
+
+
+@pytest.mark.parametrize(
+    ("header", "id", "expected"),
+    [("h", "body", "h"), (None, "body", "body"), ("bad id", "body", "body"), ("bad id", 'worse"', None)],
+)
+def test_id_is_the_headers_or_the_bodys_or_made(header: str | None, id: str, expected: str | None) -> None:
+    observer = RequestObserver(tracing=None, access=Kept())
+    record = observer.begin("grpc", "S/M", [] if header is None else [("x-request-id", header)])
+    observer.asked(record, model="m", version=None, id=id)
+    [(_, answered)] = observer.answer_headers(record)
+    assert answered == expected or (expected is None and len(answered) == 16)
+    observer.stop(timeout_seconds=20.0)
+
+
+def test_requests_that_cannot_be_reported_in_time_are_left_out_and_hold_nobody_up(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    access = Kept(holds=True)
+    observer = RequestObserver(tracing=None, access=access)
+    with caplog.at_level(logging.WARNING):
+        for _ in range(6000):
+            observer.end(observer.begin("http", "/infer", []))
+        access.go_on.set()
+        observer.stop(timeout_seconds=60.0)
+    assert 4096 <= len(access.records) <= 4097
+    assert f"{6000 - len(access.records)} requests are in no trace" in caplog.text
