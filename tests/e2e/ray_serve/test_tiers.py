@@ -138,7 +138,7 @@ def test_ingress_that_is_started_anew_has_what_was_applied_last(hosted: HostedOn
 
 
 def test_canary_by_user_config_is_rolled_out(hosted: HostedOnRay) -> None:
-    hosted.deploy({"deployments": {"carrier": {"default_tier": "dense", "canary": CANARY}}})
+    hosted.deploy({"deployments": {"carrier": {"stable": "dense", "canary": CANARY}}})
     seen: list[tuple[str, str]] = []
 
     def is_promoted() -> bool:
