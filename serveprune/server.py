@@ -14,7 +14,7 @@ from functools import partial
 from pathlib import Path
 from threading import Event
 from types import FrameType, MappingProxyType
-from typing import Any
+from typing import Any, Protocol
 
 from prometheus_client import Gauge, Histogram
 
@@ -57,6 +57,7 @@ from serveprune.rollouts.driver import RolloutDriver
 from serveprune.rollouts.rollouts import Rollouts
 from serveprune.routing.router import Router
 from serveprune.scheduling.job import Executable
+from serveprune.scheduling.job_scheduler import JobScheduler
 from serveprune.scheduling.scheduler import Drop, Scheduler
 from serveprune.serving.admission import Admission
 from serveprune.serving.controlplane import ControlPlane
@@ -93,6 +94,25 @@ class Endpoints:
     metrics: Address
 
 
+class Elsewhere(Protocol):
+    """What a host brings whose variants run, and whose artifacts are built, in other processes than the server's."""
+
+    def scheduler(
+        self, *, on_batch: Callable[[Executable, int], None], on_drop: Callable[[Executable, Drop], None]
+    ) -> JobScheduler:
+        """Return what runs jobs; it tells as `Scheduler` does."""
+        ...
+
+    def repository(self, store: ArtifactStore) -> VariantRepository:
+        """Return what finds artifacts in a store, and has them loaded where they are to run."""
+        ...
+
+    @property
+    def builder(self) -> ArtifactBuilder:
+        """What makes the artifacts that the store lacks."""
+        ...
+
+
 class ServingOnlyBuilder:
     """Stands in where the compressing half is not installed: every build fails with the way to get it."""
 
@@ -122,6 +142,7 @@ class Server:
         loadable: LoadableModels | None = None,
         contents: Contents = MappingProxyType({}),
         series_folder: Path | None = None,
+        elsewhere: Elsewhere | None = None,
         tracing: Tracing | None = None,
     ) -> None:
         """Assemble the parts; nothing runs yet.
@@ -133,6 +154,7 @@ class Server:
             loadable: Loads and unloads models by request. Default: none can be.
             contents: What the files of models are like, where they may change under their names.
             series_folder: Where several processes keep their series, whose sum the page at ``/ui`` shows.
+            elsewhere: Where variants run and artifacts are built, if not here.
             tracing: Makes spans; closed when the server stops.
 
         Raises:
@@ -151,20 +173,31 @@ class Server:
         self.registry = Registry(models)
         self._batch_rows: dict[tuple[str, str, str], Histogram] = {}
         self._corrections: dict[tuple[str, str, str], Gauge] = {}
-        self._scheduler = Scheduler(
-            executors=config.server.executors, on_batch=self._count_batch, on_drop=self._count_drop
+        self._scheduler: JobScheduler = (
+            Scheduler(executors=config.server.executors, on_batch=self._count_batch, on_drop=self._count_drop)
+            if elsewhere is None
+            else elsewhere.scheduler(on_batch=self._count_batch, on_drop=self._count_drop)
         )
         self._router = Router(self._scheduler, self.metrics)
-        repository = VariantRepository(
-            store,
-            partial(_backend, store=store, executors=config.server.executors, maps_weights=not alone),
-            threads=config.server.threads_per_executor,
-            any_environment=not can_build(),
+        repository = (
+            VariantRepository(
+                store,
+                partial(_backend, store=store, executors=config.server.executors, maps_weights=not alone),
+                threads=config.server.threads_per_executor,
+                any_environment=not can_build(),
+            )
+            if elsewhere is None
+            else elsewhere.repository(store)
         )
         self.controlplane = ControlPlane(
             self.registry,
             repository,
-            shared_builder or artifact_builder(config, tracing=tracing, on_event=self._count_store_event),
+            shared_builder
+            or (
+                artifact_builder(config, tracing=tracing, on_event=self._count_store_event)
+                if elsewhere is None
+                else elsewhere.builder
+            ),
             VariantReporter(self.metrics, counts_builds=alone),
             profiles=config.profiles,
             adaptive_state=self._router.adaptive_state,

@@ -72,7 +72,7 @@ class VariantRepository:
         """
         lease = self._store.lease(artifact.key)
         try:
-            session = self._load(artifact, backend)
+            session = self._open(artifact, backend, identity=identity)
         except BaseException:
             lease.release()
             raise
@@ -88,14 +88,15 @@ class VariantRepository:
             instance.warm()
             if identity[2] == DENSE and backend != ONNX_RUNTIME:
                 # A tier was measured on what runs it; of dense only this shows that it is the same model.
-                with closing(self._load(artifact, ONNX_RUNTIME)) as reference:
+                with closing(self._open(artifact, ONNX_RUNTIME, identity=identity)) as reference:
                     require_agreement(session, reference, instance.example(_COMPARED_ROWS), backend=backend)
         except BaseException:
             instance.retire()
             raise
         return instance
 
-    def _load(self, artifact: Artifact, backend: str) -> Session:
+    def _open(self, artifact: Artifact, backend: str, *, identity: tuple[str, str, str]) -> Session:
+        """Load the graph of an artifact; a host whose variants run in other processes has them do it."""
         if backend not in self._backends:
             self._backends[backend] = self._backend(backend)
         return self._backends[backend].load(artifact.graph, threads=self._threads)

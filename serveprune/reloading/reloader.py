@@ -124,9 +124,13 @@ class Reloader:
     def _reload(self) -> Reload:
         self._file.mark_read()
         done = self._attempt() if self._tracing is None else self._traced_attempt(self._tracing)
+        self.note(done)
+        return done
+
+    def note(self, done: Reload) -> None:
+        """Show how it went; a host may have gone back to what it served before."""
         self.last = done
         self._show(done)
-        return done
 
     def _traced_attempt(self, tracing: Tracing) -> Reload:
         with tracing.span("config reload", {}) as span:

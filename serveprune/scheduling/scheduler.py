@@ -78,6 +78,7 @@ class Scheduler:
         self,
         *,
         executors: int,
+        computes_here: bool = True,
         on_batch: Callable[[Executable, int], None] = lambda executable, rows: None,
         on_drop: Callable[[Executable, Drop], None] = lambda executable, reason: None,
         clock: Callable[[], float] = time.monotonic,
@@ -86,11 +87,14 @@ class Scheduler:
 
         Args:
             executors: Batches computed at the same time, at the most.
+            computes_here: What is quick may be computed by whoever submits it; not where a run waits for a
+                process.
             on_batch: Called with the variant and the number of rows after each computed batch.
             on_drop: Called with the variant and the reason when a job is dropped.
             clock: Monotonic seconds; deadlines of jobs are on it.
         """
         self._clock = clock
+        self._computes_here = computes_here
         self._on_batch = on_batch
         self._on_drop = on_drop
         self.after_batch: Callable[[], None] = lambda: None
@@ -134,7 +138,7 @@ class Scheduler:
         parts = parts_of(job, on_failure=lambda: self.abandon(job))
         now = self._clock()
         place(parts, now=now, executors=len(self._executors))
-        if more and is_quick(job):
+        if more and self._computes_here and is_quick(job):
             self._round.jobs.append(job)
             return
         before_queued()
@@ -194,7 +198,8 @@ class Scheduler:
                 self._computing_here -= 1
                 self._free(executor)
             now = self._clock()
-            if self._waiting and self._idle > self._computing_here and now < until and not self._stopping:
+            may_compute = self._computes_here and self._idle > self._computing_here and now < until
+            if self._waiting and may_compute and not self._stopping:
                 taken = self._waiting.take_quick(now=now)
                 if taken.batch:
                     self._computing_here += 1

@@ -25,7 +25,7 @@ from serveprune.routing.router import Router, route
 from serveprune.routing.tier_selection import QUALIFIER, TierChoice, choose_tier, split_name
 from serveprune.routing.urgency import urgency_of
 from serveprune.scheduling.job import Job, JobResult, row_length
-from serveprune.scheduling.scheduler import Scheduler
+from serveprune.scheduling.job_scheduler import JobScheduler
 from serveprune.serving.admission import Admission
 from serveprune.serving.call import Call
 from serveprune.serving.feeds import graph_feeds, needs_preprocessing, preprocess
@@ -45,7 +45,7 @@ class DataPlane:
         self,
         registry: Registry,
         router: Router,
-        scheduler: Scheduler,
+        scheduler: JobScheduler,
         admission: Admission,
         metrics: Metrics,
         shadowing: Shadowing,

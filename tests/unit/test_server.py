@@ -17,6 +17,7 @@ from serveprune.models.variant import VariantState
 from serveprune.oip.datatype import Datatype
 from serveprune.oip.messages import InferenceRequest
 from serveprune.oip.tensor import Array, Tensor, TensorSpec
+from serveprune.scheduling.scheduler import Scheduler
 from serveprune.server import Server
 
 
@@ -109,6 +110,7 @@ def test_deployment_sets_the_share_the_priority_and_the_bound_of_its_model(tmp_p
     with pytest.raises(ResourceExhausted, match=r"deployments\.relu\.max_queued_requests"):
         server.dataplane.submit(text())
     assert model.priority == 3
+    assert isinstance(server._scheduler, Scheduler)
     assert server._scheduler._share._weights == {"relu": 2.0}
     slow.let_go.set()
     assert running.result(30).tier == "dense"

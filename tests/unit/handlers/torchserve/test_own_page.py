@@ -6,7 +6,7 @@ import pytest
 from prometheus_client import CollectorRegistry, Gauge
 
 from serveprune.config.server import Address
-from serveprune.handlers.torchserve.own_page import open_page
+from serveprune.handlers.own_page import open_page
 
 
 @pytest.fixture
