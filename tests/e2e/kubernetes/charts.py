@@ -30,7 +30,7 @@ TABLE: Mapping[str, Values] = {
     "object store": {
         "replicas": 3,
         "image": {"target": "serve", "tag": "1"},
-        "store": {"kind": "s3", "s3": {"uri": "s3://models/artifacts"}},
+        "store": {"kind": "s3", "s3": {"uri": "s3://artifacts/tiers"}},
         "envFrom": [{"secretRef": {"name": "bucket"}}],
         "serviceAccount": {"annotations": {"eks.amazonaws.com/role-arn": "arn:aws:iam::1:role/serveprune"}},
         "networkPolicy": {"enabled": True, "egress": [{"ports": [{"port": 443}]}]},

@@ -125,6 +125,15 @@ def test_manifests_are_valid(rendered: dict[str, list[Manifest]], version: str) 
             raise AssertionError(f"{case}: {manifest['kind']} {manifest['metadata']['name']}: {error}") from error
 
 
+def test_bucket_is_the_store_and_copies_are_where_a_pod_may_write(
+    rendered: dict[str, list[Manifest]], tmp_path: Path
+) -> None:
+    store = load(rendered["object store"], tmp_path).store
+
+    assert store.path == "s3://artifacts/tiers"
+    assert store.folder == tmp_path / "store"
+
+
 def test_validator_refuses_what_is_misspelt() -> None:
     deployment = the(render({"extraVolumeMounts": [{"name": "a", "mountPoint": "/a"}]}), "Deployment")
     with pytest.raises(kubernetes_validate.ValidationError):

@@ -132,6 +132,9 @@ helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version }}
 {{- $_ := set $server "admin" $admin -}}
 {{- end -}}
 {{- $_ := set $config.store "path" (eq .Values.store.kind "s3" | ternary .Values.store.s3.uri "/var/lib/serveprune") -}}
+{{- if eq .Values.store.kind "s3" -}}
+{{- $_ := set $config.store "cache_path" "/var/lib/serveprune" -}}
+{{- end -}}
 {{- toYaml $config -}}
 {{- end -}}
 
