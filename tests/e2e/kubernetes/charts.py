@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from helm_python import Chart
+
+from e2e.kubernetes import helm
 
 DEPLOY = Path(__file__).resolve().parents[3] / "deploy"
 CHART = DEPLOY / "helm" / "serveprune"
@@ -90,8 +91,7 @@ TABLE: Mapping[str, Values] = {
 
 def render(values: Values, *, namespace: str = "ml") -> list[Manifest]:
     """Return all manifests of a release called `sp`."""
-    with Chart.load(CHART) as chart:
-        rendered = chart.render(values=dict(values), name="sp", namespace=namespace)
+    rendered = helm.run(helm.render, CHART, dict(values), "sp", namespace)
     texts = [text for file, text in rendered.items() if file.endswith(".yaml")]
     return [manifest for text in texts for manifest in yaml.load_all(text, _UniqueKeys) if manifest]
 

@@ -10,10 +10,8 @@ import jsonschema
 import kubernetes_validate
 import pytest
 import yaml
-from helm_python import Chart
-from helm_python.chart import lint
-from helm_python.errors import HelmError
 
+from e2e.kubernetes import helm
 from e2e.kubernetes.charts import (
     CHART,
     DEPLOY,
@@ -102,7 +100,7 @@ def load(manifests: list[Manifest], folder: Path) -> ServePruneConfig:
 
 @pytest.mark.parametrize("case", TABLE)
 def test_lint_finds_nothing(case: str) -> None:
-    report = lint(CHART, dict(TABLE[case]), strict=True, namespace="ml", kube_version="v1.30.0")
+    report = helm.run(helm.lint, CHART, dict(TABLE[case]), namespace="ml", kube_version="v1.30.0")
     assert report["errors"] == []
     # Only a picture is missed.
     assert [each["error"] for each in report["messages"]] == ["icon is recommended"]
@@ -277,14 +275,12 @@ def test_volume_that_is_mounted_once_is_released_before_the_next_pod_starts() ->
     ],
 )
 def test_bad_values_are_refused(values: Values, said: str) -> None:
-    with pytest.raises(HelmError, match=re.escape(said)):
+    with pytest.raises(helm.Refused, match=re.escape(said)):
         render(values)
 
 
 def test_every_value_is_described_and_known_to_the_schema() -> None:
-    with Chart.load(CHART) as chart:
-        values, schema = chart.values, chart.schema
-        metadata = chart.metadata
+    values, schema, metadata = helm.run(helm.description, CHART)
     assert schema is not None
 
     def missing(value: Any, of: Any, path: str) -> list[str]:
