@@ -102,7 +102,8 @@ class Predictor:
         command, config, *options = self.arguments
         assert command == "serve"
         server = serve(Path(config), options=tuple(options), on_free_ports=False).wait_open()
-        assert {name: f"127.0.0.1:{port}" for name, port in self.ports.items()}.items() <= server.endpoints.items()
+        addresses = {name: f"127.0.0.1:{port}" for name, port in self.ports.items()}
+        assert addresses | {"url": f"http://{addresses['http']}"} == server.endpoints
         return server
 
     def is_ready(self) -> bool:
