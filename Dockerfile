@@ -10,10 +10,12 @@ ARG BASE=docker.io/library/python:3.11-slim-bookworm
 FROM ${BASE} AS wheel
 WORKDIR /source
 COPY pyproject.toml deploy/constraints.txt ./
+# What both images can do besides: a shared store in a bucket, and traces. Any of the extras in pyproject.toml, or none.
+ARG EXTRAS="s3 tracing"
 RUN --mount=type=secret,id=pip,target=/etc/pip.conf --mount=type=secret,id=ca \
     python3 -m venv /opt/hatch \
     && /opt/hatch/bin/pip install --no-cache-dir --constraint constraints.txt hatchling \
-    && python3 -c 'import tomllib; print(*tomllib.load(open("pyproject.toml", "rb"))["project"]["dependencies"], sep="\n")' > serve.txt \
+    && python3 -c 'import sys, tomllib; project = tomllib.load(open("pyproject.toml", "rb"))["project"]; print(*project["dependencies"], *(line for extra in sys.argv[1].split() for line in project["optional-dependencies"][extra]), sep="\n")' "${EXTRAS}" > serve.txt \
     && python3 -c 'import tomllib; print(*tomllib.load(open("pyproject.toml", "rb"))["project"]["optional-dependencies"]["compress"], sep="\n")' > compress.txt
 COPY README.md LICENSE ./
 COPY handlers handlers

@@ -13,7 +13,6 @@ BIN := $(VENV)/bin
 CLIENTS := .venv-clients
 TORCHSERVE := .venv-torchserve
 UNPACKED := .tools
-S3 := .venv-s3
 PIP := $(BIN)/pip install --quiet --disable-pip-version-check
 # What tests need of Debian, as command:package,package. Where it may not be installed its tests are skipped, and say so.
 TOOLS := java:openjdk-17-jre-headless chromedriver:chromium-driver,chromium podman:podman,netavark,aardvark-dns \
@@ -25,8 +24,6 @@ WORKERS ?= 2
 TEST_MODELS := magika==1.0.3 silero-vad==6.2.3
 CLIENT_PACKAGES := 'tritonclient[http,grpc]==2.73.0' kserve==0.21.0 open-inference-grpc==2.0.0 \
 	open-inference-openapi==2.0.0.1
-
-S3_PACKAGES := s3fs==2026.9.0 'moto[server]==5.2.5'
 # What `make images` builds with, and what else it is told: see docs/container.md.
 DOCKER ?= docker
 IMAGE_ARGS ?=
@@ -36,7 +33,7 @@ IMAGE_ARGS ?=
 demo: $(VENV)/installed
 	$(BIN)/serveprune demo $(ARGS)
 
-test: $(VENV)/installed-dev $(CLIENTS)/installed $(TORCHSERVE)/installed $(S3)/installed tools $(UNPACKED)/prometheus
+test: $(VENV)/installed-dev $(CLIENTS)/installed $(TORCHSERVE)/installed tools $(UNPACKED)/prometheus
 	$(BIN)/pytest --numprocesses $(WORKERS) --dist loadgroup $(ARGS)
 
 check: $(VENV)/installed-dev
@@ -108,13 +105,5 @@ $(TORCHSERVE)/installed: $(VENV)/installed-dev Makefile
 	$(TORCHSERVE)/bin/pip install --quiet --disable-pip-version-check torchserve==0.12.0 torch-model-archiver==0.12.0
 	touch $@
 
-# The extra `s3` and a server that speaks S3. botocore wants an older python-dateutil than the one that is pinned.
-$(S3)/installed: $(VENV)/installed-dev Makefile
-	test -x $(S3)/bin/python || $(PYTHON) -m venv $(S3)
-	echo "import site; site.addsitedir('$$($(BIN)/python -c "import site; print(site.getsitepackages()[0])")')" \
-		> $$($(S3)/bin/python -c "import site; print(site.getsitepackages()[0])")/base.pth
-	$(S3)/bin/pip install --quiet --disable-pip-version-check $(S3_PACKAGES)
-	touch $@
-
 clean:
-	rm -rf $(VENV) $(CLIENTS) $(TORCHSERVE) $(S3) $(UNPACKED) .venv-peers serveprune-demo .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .hypothesis
+	rm -rf $(VENV) $(CLIENTS) $(TORCHSERVE) $(UNPACKED) .venv-peers serveprune-demo .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .hypothesis

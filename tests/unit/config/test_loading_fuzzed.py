@@ -43,6 +43,8 @@ def almost(annotation: Any) -> st.SearchStrategy[Any]:
 
 def right(annotation: Any) -> st.SearchStrategy[Any]:
     arguments = get_args(annotation)
+    if annotation is Any:
+        return anything
     match get_origin(annotation):
         case None if isinstance(annotation, type) and issubclass(annotation, BaseModel):
             return mapping_for(annotation)
