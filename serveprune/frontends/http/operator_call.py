@@ -12,7 +12,7 @@ class OperatorCall:
     Attributes:
         path: Of the admin API, still percent-encoded.
         shown: The values of the header ``authorization``.
-        peer: Who asked, for the audit log.
+        client: Address and port of who asked, for the audit log.
     """
 
     method: str
@@ -20,11 +20,11 @@ class OperatorCall:
     query: str
     shown: tuple[str, ...]
     body: str
-    peer: str
+    client: tuple[str, int] | None
 
     def __repr__(self) -> str:
         # Without the token.
-        return f"OperatorCall({self.method} {self.path!r} from {self.peer})"
+        return f"OperatorCall({self.method} {self.path!r} from {self.client})"
 
 
 @dataclass(frozen=True, slots=True)
