@@ -12,12 +12,13 @@ import time
 from collections.abc import Iterator
 
 from serveprune.cli.self_test import self_test
+from serveprune.cli.signals import StopSignals
 from serveprune.cli.stopping import leave
 from serveprune.cli.telemetry import start_telemetry
 from serveprune.errors import ServePruneError
 from serveprune.observability.shared_values import values_shared
 from serveprune.repository.model_folder import ModelFolder
-from serveprune.server import Endpoints, Server, StopSignals
+from serveprune.server import Endpoints, Server
 from serveprune.supervision.asking_builder import AskingBuilder
 from serveprune.supervision.asking_operators import AskingOperators
 from serveprune.supervision.asking_repository import AskingRepository
