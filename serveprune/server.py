@@ -6,7 +6,6 @@ import os
 import threading
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from concurrent.futures import Future
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -23,11 +22,10 @@ from serveprune.building import artifact_builder, can_build
 from serveprune.config.changes import config_changes
 from serveprune.config.root import ServePruneConfig
 from serveprune.config.server import Address
-from serveprune.errors import Unavailable
 from serveprune.frontends.authorization import TOKENS, Authorization, watched_tokens
 from serveprune.frontends.certificates import CERTIFICATE, watched_certificate
 from serveprune.frontends.grpc.server import GrpcFrontend
-from serveprune.frontends.http.operator_call import AskOperators, OperatorAnswer, OperatorCall
+from serveprune.frontends.http.operator_call import AdmittedOperators
 from serveprune.frontends.http.server import HttpFrontend
 from serveprune.frontends.metrics_endpoint import MetricsEndpoint
 from serveprune.frontends.observed_request import request_observer
@@ -99,7 +97,7 @@ class Server:
     """All parts of one serving process.
 
     Attributes:
-        operators: Answers the calls to the admin API that come through the page at ``/ui``; set by whoever has it.
+        operators: Answer the calls to the admin API that come through the page at ``/ui``; admitted by whoever has it.
     """
 
     def __init__(
@@ -198,7 +196,7 @@ class Server:
             processes=config.server.processes,
             has_operators=config.server.admin is not None and config.server.admin.through_ui,
         )
-        self.operators: AskOperators | None = None
+        self.operators = AdmittedOperators()
         self._http = HttpFrontend(
             self.dataplane,
             self.controlplane,
@@ -207,7 +205,7 @@ class Server:
             certificate=certificate,
             authorization=authorization,
             page_data=self.overview if config.server.ui else None,
-            ask_operators=self._ask_operators if self.overview.has_operators else None,
+            ask_operators=self.operators.ask if self.overview.has_operators else None,
             observer=self._observer,
         )
         self._grpc = GrpcFrontend(
@@ -349,11 +347,6 @@ class Server:
             self._observer.stop(timeout_seconds=_left(deadline))
         close_in_time(self._tracing, left_seconds=_left(deadline))
         return at_rest
-
-    def _ask_operators(self, call: OperatorCall) -> "Future[OperatorAnswer]":
-        if self.operators is None:
-            raise Unavailable("the admin API is not open yet, or no more", retry_after_seconds=1.0)
-        return self.operators(call)
 
     def _count_store_event(self, event: StoreEvent) -> None:
         self._store_events[event].inc()

@@ -129,11 +129,8 @@ class OneProcess:
         self.rollouts = self._server.rollouts
         self.look_now = self._server.look_now
         self.tell_config = self._server.overview.tell_config
+        self.admit_operators = self._server.operators.admit
         self.wait_settled = self._server.controlplane.wait_settled
-
-    def admit_operators(self, ask: AskOperators) -> None:
-        """See `Served.admit_operators`."""
-        self._server.operators = ask
 
     def tiers(self) -> list[dict[str, Any]]:
         """See `Served.tiers`."""

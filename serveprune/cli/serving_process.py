@@ -89,7 +89,7 @@ def _serve(begin: Begin, channel: Channel, messages: Iterator[Message]) -> int:
         channel.send(NotStarted(message=error.message, code=error.code))
         return EXIT_NOT_STARTED
     operators = AskingOperators(channel.send)
-    server.operators = operators.ask
+    server.operators.admit(operators.ask)
     hearing = threading.Thread(
         target=_hear,
         args=(server, builder, repository, operators, may_listen, applied, channel, messages),
