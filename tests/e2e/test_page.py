@@ -382,14 +382,14 @@ def test_build_is_shown_while_it_runs(one_browser: Browser, serve: Serve, tmp_pa
     one_browser.open(f"{running.url}/ui/#fashion")
     one_browser.wait(lambda: state(one_browser) == stage(running), what="the page says how far it is")
     assert "1 being built" in one_browser.text("#tiers-sub")
-    (bar,) = one_browser.all('#tiers tr[data-tier="int8"] .bar')
-    assert bar.is_displayed()
+    bar = '#tiers tr[data-tier="int8"] .bar'
+    assert one_browser.one(bar).is_displayed()
     # Dense has no latency of its own to be drawn at before a tier was measured beside it.
     assert one_browser.all("#picture .dot") == []
 
     child.resume()
     one_browser.wait(lambda: state(one_browser) == "ready", what="the page shows the tier")
-    assert not bar.is_displayed()
+    assert not one_browser.one(bar).is_displayed()
     assert "being built" not in one_browser.text("#tiers-sub")
     one_browser.wait(lambda: len(one_browser.all("#picture .dot")) == 2, what="both tiers are in the picture")
 
