@@ -8,9 +8,9 @@ import ray
 from ray.exceptions import GetTimeoutError, RayError
 
 from serveprune.artifacts.builder import BuildOutcome, BuildProgress, BuildRequest, BuildResult
+from serveprune.building import artifact_builder
 from serveprune.config.root import ServePruneConfig
 from serveprune.handlers.ray_serve.settings import BuildsSettings
-from serveprune.server import artifact_builder
 
 _log = logging.getLogger(__name__)
 

@@ -4,9 +4,9 @@ from pathlib import Path
 import pytest
 
 from serveprune.artifacts.builder import ArtifactBuilder
+from serveprune.building import ServingOnlyBuilder
 from serveprune.config.root import ServePruneConfig
 from serveprune.errors import Internal
-from serveprune.server import ServingOnlyBuilder
 from serveprune.supervision import supervisor
 from serveprune.supervision.restart_policy import RestartPolicy
 from serveprune.supervision.supervisor import Supervisor
