@@ -1,7 +1,6 @@
 """The only wiring: from a config to running parts, and back."""
 
 import gc
-import importlib.util
 import logging
 import os
 import signal
@@ -12,26 +11,18 @@ from concurrent.futures import Future
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from threading import Event
 from types import FrameType, MappingProxyType
 from typing import Any, Protocol
 
 from prometheus_client import Gauge, Histogram
 
-from serveprune.artifacts.builder import (
-    ArtifactBuilder,
-    BuildOutcome,
-    BuildProgress,
-    BuildRequest,
-    BuildResult,
-)
+from serveprune.artifacts.builder import ArtifactBuilder
 from serveprune.artifacts.opening import open_store
-from serveprune.artifacts.shared_store import SharedArtifactStore
-from serveprune.artifacts.store import ArtifactStore, StoreEvent, ignore
-from serveprune.artifacts.traced_builder import TracedBuilder
+from serveprune.artifacts.store import ArtifactStore, StoreEvent
 from serveprune.backends.mapped_graph import MappedOnnxRuntimeBackend
 from serveprune.backends.protocol import Backend
 from serveprune.backends.selection import ONNX_RUNTIME, load_backend
+from serveprune.building import builder_of, can_build
 from serveprune.config.changes import config_changes
 from serveprune.config.observability import AccessLogConfig
 from serveprune.config.root import ServePruneConfig
@@ -46,7 +37,6 @@ from serveprune.frontends.metrics_endpoint import MetricsEndpoint
 from serveprune.frontends.watched_files import Reload, Watch
 from serveprune.models.registry import Model, Registry
 from serveprune.models.repository import VariantRepository
-from serveprune.models.shared_flight_builder import SharedFlightBuilder
 from serveprune.observability import metrics as series
 from serveprune.observability.access_log import AccessLog
 from serveprune.observability.live_series import LiveSeries
@@ -82,8 +72,6 @@ Contents = Mapping[tuple[str, str], str]
 
 _STANDARD_INPUT = 0
 
-_COMPRESSING_PACKAGES = ("torch", "onnx", "onnx_ir")
-
 
 @dataclass(frozen=True, slots=True)
 class Endpoints:
@@ -111,20 +99,6 @@ class Elsewhere(Protocol):
     def builder(self) -> ArtifactBuilder:
         """What makes the artifacts that the store lacks."""
         ...
-
-
-class ServingOnlyBuilder:
-    """Stands in where the compressing half is not installed: every build fails with the way to get it."""
-
-    def build(
-        self, request: BuildRequest, *, on_progress: Callable[[BuildProgress], None], cancelled: Event
-    ) -> BuildResult:
-        """See `ArtifactBuilder.build`."""
-        reason = (
-            f"the store has no artifact for {request.model_name} {request.tier}, and this installation cannot build "
-            'one: pip install "serveprune[compress]", or point store.path to a store that has it'
-        )
-        return BuildResult(BuildOutcome.FAILED, reasons=(reason,), bad_input=True)
 
 
 class Server:
@@ -194,7 +168,7 @@ class Server:
             repository,
             shared_builder
             or (
-                artifact_builder(config, tracing=tracing, on_event=self._count_store_event)
+                builder_of(config, tracing=tracing, on_event=self._count_store_event)
                 if elsewhere is None
                 else elsewhere.builder
             ),
@@ -448,56 +422,6 @@ def _observer(access: AccessLogConfig | None, tracing: Tracing | None) -> Reques
 
 def _left(deadline: float) -> float:
     return max(0.0, deadline - time.monotonic())
-
-
-def can_build() -> bool:
-    """Tell whether the compressing half is installed."""
-    return all(importlib.util.find_spec(package) for package in _COMPRESSING_PACKAGES)
-
-
-def artifact_builder(
-    config: ServePruneConfig,
-    *,
-    tracing: Tracing | None = None,
-    on_event: Callable[[StoreEvent], None] = ignore,
-) -> ArtifactBuilder:
-    """Return what makes the artifacts that the store lacks, in processes of its own.
-
-    Args:
-        config: What is served.
-        tracing: Told of builds.
-        on_event: Told what happens in a shared store on account of builds.
-    """
-    builder = _untraced_builder(config, on_event)
-    return builder if tracing is None else TracedBuilder(builder, tracing)
-
-
-def _untraced_builder(config: ServePruneConfig, on_event: Callable[[StoreEvent], None]) -> ArtifactBuilder:
-    builder: ArtifactBuilder = ServingOnlyBuilder()
-    threads = config.server.threads_per_executor
-    if can_build():
-        # Imported here because a serving-only image may leave the package out.
-        from serveprune.compression.child import SubprocessBuilder
-        from serveprune.compression.single_flight_builder import SingleFlightBuilder
-
-        builder = SingleFlightBuilder(
-            SubprocessBuilder(config.store, config.builds, threads_of_serving=threads),
-            config.store,
-            config.builds,
-            threads_of_serving=threads,
-        )
-    store = open_store(config.store, on_event=on_event)
-    if not isinstance(store, SharedArtifactStore):
-        return builder
-    return SharedFlightBuilder(
-        builder,
-        store,
-        config.builds,
-        lease_seconds=config.store.lease_seconds,
-        threads_of_serving=threads,
-        can_build=can_build(),
-        on_event=on_event,
-    )
 
 
 class ReloadSignal:
