@@ -1,6 +1,7 @@
-"""Who makes the artifacts that the store lacks; imports the compressing half where it is installed, and no sooner."""
+"""Who makes the artifacts that the store lacks, from the config: for servers, and for commands."""
 
 import importlib.util
+import math
 from collections.abc import Callable
 from threading import Event
 
@@ -10,10 +11,12 @@ from serveprune.artifacts.shared_store import SharedArtifactStore
 from serveprune.artifacts.store import StoreEvent, ignore
 from serveprune.artifacts.traced_builder import TracedBuilder
 from serveprune.config.root import ServePruneConfig
+from serveprune.config.server import BuildsConfig, StoreConfig
 from serveprune.models.shared_flight_builder import SharedFlightBuilder
 from serveprune.observability.tracing_protocol import Tracing
 
 _COMPRESSING_PACKAGES = ("torch", "onnx", "onnx_ir")
+_LOOKUPS = (StoreEvent.HIT, StoreEvent.MISS)
 
 
 class ServingOnlyBuilder:
@@ -35,46 +38,67 @@ def can_build() -> bool:
     return all(importlib.util.find_spec(package) for package in _COMPRESSING_PACKAGES)
 
 
-def artifact_builder(
-    config: ServePruneConfig,
-    *,
-    tracing: Tracing | None = None,
-    on_event: Callable[[StoreEvent], None] = ignore,
+def builder_of(
+    config: ServePruneConfig, *, tracing: Tracing | None = None, on_event: Callable[[StoreEvent], None] = ignore
 ) -> ArtifactBuilder:
-    """Return what makes the artifacts that the store lacks, in processes of its own.
+    """Return what builds for a server.
 
     Args:
         config: What is served.
         tracing: Told of builds.
         on_event: Told what happens in a shared store on account of builds.
     """
-    builder = _untraced_builder(config, on_event)
+    builder = artifact_builder(
+        config.store, config.builds, threads_of_serving=config.server.threads_per_executor, on_event=on_event
+    )
     return builder if tracing is None else TracedBuilder(builder, tracing)
 
 
-def _untraced_builder(config: ServePruneConfig, on_event: Callable[[StoreEvent], None]) -> ArtifactBuilder:
+def artifact_builder(
+    store: StoreConfig,
+    builds: BuildsConfig,
+    *,
+    threads_of_serving: int,
+    on_event: Callable[[StoreEvent], None] = ignore,
+    patience_seconds: float = math.inf,
+) -> ArtifactBuilder:
+    """Return what makes artifacts, in processes of its own: one build for all that share the store.
+
+    Args:
+        store: Where they go.
+        builds: Limits of one build.
+        threads_of_serving: Threads one batch gets in serving.
+        on_event: Told what happens in a shared store on account of builds, but for lookups.
+        patience_seconds: See `SharedFlightBuilder`.
+    """
     builder: ArtifactBuilder = ServingOnlyBuilder()
-    threads = config.server.threads_per_executor
     if can_build():
         # Imported here because a serving-only image may leave the package out.
         from serveprune.compression.child import SubprocessBuilder
         from serveprune.compression.single_flight_builder import SingleFlightBuilder
 
         builder = SingleFlightBuilder(
-            SubprocessBuilder(config.store, config.builds, threads_of_serving=threads),
-            config.store,
-            config.builds,
-            threads_of_serving=threads,
+            SubprocessBuilder(store, builds, threads_of_serving=threads_of_serving),
+            store,
+            builds,
+            threads_of_serving=threads_of_serving,
         )
-    store = open_store(config.store, on_event=on_event)
-    if not isinstance(store, SharedArtifactStore):
+
+    def told(event: StoreEvent) -> None:
+        # One that waits looks again and again.
+        if event not in _LOOKUPS:
+            on_event(event)
+
+    opened = open_store(store, on_event=told)
+    if not isinstance(opened, SharedArtifactStore):
         return builder
     return SharedFlightBuilder(
         builder,
-        store,
-        config.builds,
-        lease_seconds=config.store.lease_seconds,
-        threads_of_serving=threads,
+        opened,
+        builds,
+        lease_seconds=store.lease_seconds,
+        threads_of_serving=threads_of_serving,
         can_build=can_build(),
-        on_event=on_event,
+        on_event=told,
+        patience_seconds=patience_seconds,
     )

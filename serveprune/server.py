@@ -18,7 +18,7 @@ from serveprune.artifacts.store import ArtifactStore, StoreEvent
 from serveprune.backends.mapped_graph import MappedOnnxRuntimeBackend
 from serveprune.backends.protocol import Backend
 from serveprune.backends.selection import ONNX_RUNTIME, load_backend
-from serveprune.building import artifact_builder, can_build
+from serveprune.building import builder_of, can_build
 from serveprune.config.changes import config_changes
 from serveprune.config.root import ServePruneConfig
 from serveprune.config.server import Address
@@ -159,7 +159,7 @@ class Server:
             repository,
             shared_builder
             or (
-                artifact_builder(config, tracing=tracing, on_event=self._count_store_event)
+                builder_of(config, tracing=tracing, on_event=self._count_store_event)
                 if elsewhere is None
                 else elsewhere.builder
             ),

@@ -8,7 +8,7 @@ import ray
 from ray.exceptions import GetTimeoutError, RayError
 
 from serveprune.artifacts.builder import BuildOutcome, BuildProgress, BuildRequest, BuildResult
-from serveprune.building import artifact_builder
+from serveprune.building import builder_of
 from serveprune.config.root import ServePruneConfig
 from serveprune.handlers.ray_serve.settings import BuildsSettings
 
@@ -22,7 +22,7 @@ class BuildWorker:
     """An actor that builds one artifact. It is told to end, and asked how far it is, while it builds."""
 
     def __init__(self, config: ServePruneConfig) -> None:
-        self._builder = artifact_builder(config)
+        self._builder = builder_of(config)
         self._progress = BuildProgress("starting", 0.0)
         self._cancelled = Event()
 

@@ -15,7 +15,7 @@ from rich.markup import escape
 from serveprune.administration.admin_server import AdminEndpoints, AdminServer
 from serveprune.administration.reload_document import config_digest, reload_document
 from serveprune.artifacts.builder import BuildProgress
-from serveprune.building import artifact_builder
+from serveprune.building import builder_of
 from serveprune.cli.client import url_of
 from serveprune.cli.console import progress_display
 from serveprune.cli.endpoints_file import endpoints_announced
@@ -320,7 +320,7 @@ def _supervisor(
     return Supervisor(
         config,
         command=_SERVING_PROCESS,
-        builder=artifact_builder(config, tracing=tracing),
+        make_builder=lambda on_event: builder_of(config, tracing=tracing, on_event=on_event),
         loadable=loadable,
         contents=contents,
         tracing=tracing,

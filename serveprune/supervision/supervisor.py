@@ -15,6 +15,7 @@ from prometheus_client import CollectorRegistry, PlatformCollector
 
 from serveprune.artifacts.builder import ArtifactBuilder, BuildRequest, BuildResult
 from serveprune.artifacts.opening import open_store
+from serveprune.artifacts.store import StoreEvent
 from serveprune.config.root import ServePruneConfig
 from serveprune.errors import Code, FailedPrecondition, Internal, ServePruneError
 from serveprune.frontends.http.operator_call import AdmittedOperators, AskOperators
@@ -96,7 +97,7 @@ class Supervisor:
         config: ServePruneConfig,
         *,
         command: Sequence[str],
-        builder: ArtifactBuilder,
+        make_builder: Callable[[Callable[[StoreEvent], None]], ArtifactBuilder],
         policy: RestartPolicy = _POLICY,
         loadable: LoadableModels = _FIXED,
         contents: Contents = MappingProxyType({}),
@@ -107,7 +108,7 @@ class Supervisor:
         Args:
             config: What to serve, and by how many processes.
             command: Runs one of them; see `ServingChild`.
-            builder: Builds for all.
+            make_builder: Returns what builds for all, given whom it is to tell what happens in a shared store.
             policy: When one that ended is replaced.
             loadable: Loads and unloads models when a client of any process asks for it.
             contents: See `Server`.
@@ -115,7 +116,7 @@ class Supervisor:
         """
         self._config = config
         self._command = command
-        self._builder = builder
+        self._make_builder = make_builder
         self._policy = policy
         self._loadable = loadable
         self._contents = _listed(contents)
@@ -314,7 +315,9 @@ class Supervisor:
         self.rollouts = Rollouts(self._config.store.folder, self._metrics, tracing=self._tracing)
         self._driver = RolloutDriver(self.rollouts, observe=self._observations.take, obey=self._spread)
         self._deploy()
-        self._builds = SharedBuilds(self._builder, on_ended=self._count_build)
+        store_events = {event: self._metrics.counter(series.STORE_EVENTS, event) for event in StoreEvent}
+        builder = self._make_builder(lambda event: store_events[event].inc())
+        self._builds = SharedBuilds(builder, on_ended=self._count_build)
         self._answers = Answers(self._builds, self._loadable, ask_operators=self._operators.ask)
         endpoint = MetricsEndpoint(self._registry())
         held.callback(endpoint.stop)

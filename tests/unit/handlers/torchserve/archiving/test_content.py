@@ -11,7 +11,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from serveprune.artifacts.builder import BuildRequest
 from serveprune.artifacts.key import source_recipe, tier_recipe
-from serveprune.building import artifact_builder
+from serveprune.building import builder_of
 from serveprune.config.loading import load_config_content
 from serveprune.config.root import ServePruneConfig
 from serveprune.errors import FailedPrecondition
@@ -87,7 +87,7 @@ def test_model_of_the_store_is_packed_without_its_files(graph: Path, tmp_path: P
     ):
         of_the_store(config, config.model("m"), name="m")
 
-    builder = artifact_builder(config)
+    builder = builder_of(config)
     request = BuildRequest(model_name="m", model=config.model("m"))
     dense = builder.build(request, on_progress=lambda progress: None, cancelled=Event()).key
     referring = of_the_store(config, config.model("m"), name="m")
