@@ -3,6 +3,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Literal
 
+import httpx
 import numpy as np
 import onnx
 import pytest
@@ -115,3 +116,25 @@ def test_deployment_sets_the_share_the_priority_and_the_bound_of_its_model(tmp_p
     slow.let_go.set()
     assert running.result(30).tier == "dense"
     server.stop(drain_seconds=0)
+
+
+@pytest.mark.parametrize(("through_ui", "status"), [(False, 404), (True, 503)])
+def test_operators_reach_the_admin_api_through_the_page_only_where_the_config_says_so(
+    tmp_path: Path, through_ui: bool, status: int
+) -> None:
+    admin = {"tokens": {"environment": "OPERATORS"}, "through_ui": through_ui}
+    addresses = dict.fromkeys(("http", "grpc", "metrics"), "127.0.0.1:0")
+    config = {"store": {"path": str(tmp_path / "store")}, "server": {**addresses, "admin": admin}}
+    server = Server(
+        ServePruneConfig.model_validate(
+            {**config, "models": {"relu": {"source": {"onnx": str(tmp_path / "relu.onnx")}}}}
+        )
+    )
+    endpoints = server.listen()
+    try:
+        # Nobody has opened the admin API here.
+        answer = httpx.get(f"http://{endpoints.http}/ui/admin/config", trust_env=False, timeout=20)
+        assert answer.status_code == status
+        assert server.overview.document()["operators"] is through_ui
+    finally:
+        server.stop(drain_seconds=0)

@@ -36,6 +36,15 @@ def test_request_is_reported_once_however_often_it_ends() -> None:
     assert record.code == "OK"
 
 
+def test_sample_is_drawn_for_each_request_and_nothing_else_has_a_line() -> None:
+    drawn = iter([0.1, 0.6, 0.4, 0.9])
+    access = AccessLog(sample_ratio=0.5, slow_seconds=None, errors=False)
+    observer = RequestObserver(tracing=None, access=access, chance=lambda: next(drawn))
+    records = [observer.begin("http", "/infer", []) for _ in range(4)]
+    observer.stop(timeout_seconds=20.0)
+    assert [access.wants(record) for record in records] == [True, False, True, False]
+
+
 @pytest.mark.parametrize(
     ("header", "id", "expected"),
     [("h", "body", "h"), (None, "body", "body"), ("bad id", "body", "body"), ("bad id", 'worse"', None)],

@@ -148,7 +148,7 @@ function tiersText(model) {
     return count ? `${count} ${text}` : null;
   };
   const coming = model.tiers.map((tier) => tier.renewal ?? tier);
-  return [`${model.tiers.length} tiers, from best to smallest`, counted(coming, "building", "being built"), counted(coming, "waiting", "waiting"),
+  return [model.tiers.length === 1 ? "one tier" : `${model.tiers.length} tiers, from best to smallest`, counted(coming, "building", "being built"), counted(coming, "waiting", "waiting"),
     counted(model.tiers, "refused", "refused by a gate"), counted(model.tiers, "failed", "failed")].filter(Boolean).join(" · ");
 }
 
