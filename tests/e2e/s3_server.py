@@ -9,7 +9,7 @@ import httpx
 
 from e2e.server_process import wait_until
 
-S3_PYTHON = Path(__file__).resolve().parents[2] / ".venv-s3" / "bin" / "python"
+S3_PYTHON = Path(__file__).resolve().parents[2] / ".venv" / "bin" / "python"
 ENVIRONMENT = {
     "AWS_ACCESS_KEY_ID": "testing",
     "AWS_SECRET_ACCESS_KEY": "testing",
