@@ -45,12 +45,12 @@ class S3Proxy:
         seen: Methods and paths of all requests, in order.
     """
 
-    def __init__(self, upstream: str) -> None:
+    def __init__(self, upstream: str, *, port: int = 0) -> None:
         self.rule: Rule = lambda method, path: None
         self.seen: list[tuple[str, str]] = []
         self._upstream = urlsplit(upstream).netloc
         self._ended = threading.Event()
-        self._server = ThreadingHTTPServer(("127.0.0.1", 0), self._handler())
+        self._server = ThreadingHTTPServer(("127.0.0.1", port), self._handler())
         self._server.daemon_threads = True
         self.url = f"http://127.0.0.1:{self._server.server_port}"
         self._thread = threading.Thread(target=self._server.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True)
@@ -80,6 +80,7 @@ class S3Proxy:
                 fault = proxy.rule(self.command, self.path)
                 if fault is Fault.HUNG:
                     proxy._ended.wait()
+                if proxy._ended.is_set():  # on a connection that was kept open
                     self.close_connection = True
                     return
                 if fault in _STATUSES:
@@ -122,8 +123,8 @@ class S3Proxy:
 
 
 @contextmanager
-def proxied(upstream: str) -> Iterator[S3Proxy]:
-    proxy = S3Proxy(upstream)
+def proxied(upstream: str, *, port: int = 0) -> Iterator[S3Proxy]:
+    proxy = S3Proxy(upstream, port=port)
     try:
         yield proxy
     finally:

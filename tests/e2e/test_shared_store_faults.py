@@ -1,4 +1,4 @@
-"""What a store does when S3 refuses, hangs or gives other bytes: a real server on loopback, behind a proxy that does so."""
+"""What a store does when S3 refuses, hangs or gives other bytes: a real server, behind a proxy that does so."""
 
 import threading
 from collections.abc import Callable, Iterator
