@@ -9,7 +9,6 @@ import os
 import uuid
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from datetime import datetime
 from itertools import count
 from pathlib import Path
 from typing import Any
@@ -156,27 +155,6 @@ class ObjectStorage:
                 return []
             return sorted(name for each in found if (name := str(each).rstrip("/").rpartition("/")[2]))
 
-    def ages(self, folder: str) -> dict[str, float]:
-        """Return all that lies below a folder, by its name in the storage, and when it was written last.
-
-        Returns:
-            Seconds since 1970, by the storage's clock.
-
-        Raises:
-            Unavailable, FailedPrecondition: See `read`.
-        """
-        with self._reported(f"listing {folder}"):
-            file_system, root = self._open()
-            try:
-                found = file_system.find(f"{root}/{folder}", detail=True)
-            except FileNotFoundError as error:
-                _expect_a_bucket(error)
-                return {}
-            return {
-                str(path).removeprefix(f"{root}/"): _written_at(file_system, path, about)
-                for path, about in found.items()
-            }
-
     def remove(self, name: str) -> None:
         """Remove an object; one that is not there is no error.
 
@@ -302,12 +280,6 @@ def _status(error: BaseException) -> int | None:
 def _code(error: BaseException) -> str | None:
     code: str | None = _response(error).get("Error", {}).get("Code")
     return code
-
-
-def _written_at(file_system: Any, path: str, about: Mapping[str, Any]) -> float:
-    """Return when an object was written, which each file system has under a name of its own."""
-    found = about.get("LastModified") or about.get("mtime") or file_system.modified(path)
-    return found.timestamp() if isinstance(found, datetime) else float(found)
 
 
 def _said(error: Exception) -> str:

@@ -50,7 +50,7 @@ class RemoteArtifacts:
             self.storage.write(_recipe_name(manifest), b"")
         is_first = self.storage.create(_manifest_name(manifest.key), encode_manifest_digest(content) + content)
         if is_first:
-            # Whoever tidied up may have taken one for a leftover before there was a manifest; see `SharedGarbage`.
+            # Before there was a manifest somebody may have taken them for leftovers, and removed them.
             for digest in files.keys() - set(self.storage.list(f"artifacts/{manifest.key}/files")):
                 self.storage.upload(files[digest], _file_name(manifest.key, digest))
         return is_first

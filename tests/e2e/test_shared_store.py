@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 
 from e2e.deployment import write_fashion
-from e2e.s3_server import ENVIRONMENT, S3Server, running
+from e2e.s3_proxy import proxied
+from e2e.s3_server import ENVIRONMENT, S3Server, free_port, running
 from e2e.server_process import COMMAND, ServerProcess, wait_until
 
 LEASE_SECONDS = 8
@@ -99,27 +100,23 @@ def test_builder_is_killed_and_another_machine_takes_over_then_a_third_fetches(
     assert key in verified.stdout
 
 
-def test_warm_copy_serves_while_the_store_is_away_and_builds_wait_until_it_is_back(tmp_path: Path) -> None:
-    away = S3Server(tmp_path / "s3.log")
-    file = config(tmp_path / "one", away.url, prefix="p")
-    try:
-        with ServerProcess(file, environment=ENVIRONMENT) as cold:
-            cold.wait_open()
-            wait_until(
-                lambda: (
-                    (cold.tiers("fashion")["dense"]["progress"] or {}).get("stage") == "waiting for the shared store"
-                ),
-                what="the build waits",
-            )
-            away.start()
+def test_warm_copy_serves_while_the_store_is_away_and_builds_wait_until_it_is_back(
+    s3: S3Server, tmp_path: Path
+) -> None:
+    port = free_port()
+    file = config(tmp_path / "one", f"http://127.0.0.1:{port}", prefix=tmp_path.name)
+    with ServerProcess(file, environment=ENVIRONMENT) as cold:
+        cold.wait_open()
+        wait_until(
+            lambda: (cold.tiers("fashion")["dense"]["progress"] or {}).get("stage") == "waiting for the shared store",
+            what="the build waits",
+        )
+        with proxied(s3.url, port=port):
             cold.wait_ready("fashion")
-            away.stop()
-            assert cold.http.get("/v2/models/fashion/ready").status_code == 200
-        with ServerProcess(file, environment=ENVIRONMENT) as warm:
-            warm.wait_open().wait_ready("fashion")
-            assert warm.metric("serveprune_store_events_total", event="unreachable") == 0
-    finally:
-        away.stop()
+        assert cold.http.get("/v2/models/fashion/ready").status_code == 200
+    with ServerProcess(file, environment=ENVIRONMENT) as warm:
+        warm.wait_open().wait_ready("fashion")
+        assert warm.metric("serveprune_store_events_total", event="unreachable") == 0
 
 
 def test_bucket_that_is_not_there_is_named(replica: Replica) -> None:
