@@ -6,48 +6,52 @@
 
 ARG BASE=docker.io/library/python:3.11-slim-bookworm
 
-# The package as a wheel, and the lists of what the two images need besides.
-FROM ${BASE} AS wheel
+# The package, twice: as an empty one, from which pip reads what it needs, and as it is.
+FROM ${BASE} AS wheels
 WORKDIR /source
 COPY pyproject.toml deploy/constraints.txt ./
-# What both images can do besides: a shared store in a bucket, and traces. Any of the extras in pyproject.toml, or none.
-ARG EXTRAS="s3 tracing"
 RUN --mount=type=secret,id=pip,target=/etc/pip.conf --mount=type=secret,id=ca \
     python3 -m venv /opt/hatch \
     && /opt/hatch/bin/pip install --no-cache-dir --constraint constraints.txt hatchling \
-    && python3 -c 'import sys, tomllib; project = tomllib.load(open("pyproject.toml", "rb"))["project"]; print(*project["dependencies"], *(line for extra in sys.argv[1].split() for line in project["optional-dependencies"][extra]), sep="\n")' "${EXTRAS}" > serve.txt \
-    && python3 -c 'import tomllib; print(*tomllib.load(open("pyproject.toml", "rb"))["project"]["optional-dependencies"]["compress"], sep="\n")' > compress.txt
+    && mkdir handlers serveprune \
+    && touch LICENSE README.md serveprune/__init__.py \
+    && /opt/hatch/bin/pip wheel --no-cache-dir --no-index --no-deps --no-build-isolation --wheel-dir /needs .
 COPY README.md LICENSE ./
 COPY handlers handlers
 COPY serveprune serveprune
 RUN /opt/hatch/bin/pip wheel --no-cache-dir --no-index --no-deps --no-build-isolation --wheel-dir /dist .
 
-# pip stays behind: it is not in the environments that it fills.
-FROM ${BASE} AS serve-environment
+# What the serving half needs. pip stays behind: it is not in the environments that it fills.
+FROM ${BASE} AS serve-packages
+# What both images can do besides: a shared store in a bucket, and traces. Any of the extras in pyproject.toml, or none.
+ARG EXTRAS="s3,tracing"
 RUN python3 -m venv --without-pip /opt/serveprune
-COPY --from=wheel /source/constraints.txt /source/serve.txt /requirements/
+COPY --from=wheels /source/constraints.txt /needs/*.whl /needs/
 RUN --mount=type=secret,id=pip,target=/etc/pip.conf --mount=type=secret,id=ca \
-    python3 -m pip --python /opt/serveprune/bin/python install --no-cache-dir \
-        --constraint /requirements/constraints.txt --requirement /requirements/serve.txt
-COPY --from=wheel /dist /dist
-RUN python3 -m pip --python /opt/serveprune/bin/python install --no-cache-dir --no-index --no-deps /dist/*.whl
+    python3 -m pip --python /opt/serveprune/bin/python install --no-cache-dir --constraint /needs/constraints.txt \
+        "$(echo /needs/*.whl)${EXTRAS:+[${EXTRAS}]}"
 
-# torch comes first and alone: a dependency that pulls it in would choose another build. Of what it brings, C++ headers
-# and tests are a seventh.
-FROM ${BASE} AS full-environment
+# The compressing half on top of it. torch comes first and alone: a dependency that pulls it in would choose another build.
+# Of what it brings, C++ headers and tests are a seventh.
+FROM serve-packages AS full-packages
 ARG TORCH="torch==2.13.0 --index-url https://download.pytorch.org/whl/cpu"
-RUN python3 -m venv --without-pip /opt/serveprune
 # hadolint ignore=DL3013,SC2086
 RUN --mount=type=secret,id=pip,target=/etc/pip.conf --mount=type=secret,id=ca \
     python3 -m pip --python /opt/serveprune/bin/python install --no-cache-dir ${TORCH} \
     && rm -rf /opt/serveprune/lib/python3*/site-packages/torch/include /opt/serveprune/lib/python3*/site-packages/torch/test \
         /opt/serveprune/lib/python3*/site-packages/torch/bin/*[Tt]est*
-COPY --from=wheel /source/constraints.txt /source/serve.txt /source/compress.txt /requirements/
 RUN --mount=type=secret,id=pip,target=/etc/pip.conf --mount=type=secret,id=ca \
-    python3 -m pip --python /opt/serveprune/bin/python install --no-cache-dir \
-        --constraint /requirements/constraints.txt --requirement /requirements/serve.txt --requirement /requirements/compress.txt
-COPY --from=wheel /dist /dist
-RUN python3 -m pip --python /opt/serveprune/bin/python install --no-cache-dir --no-index --no-deps /dist/*.whl
+    python3 -m pip --python /opt/serveprune/bin/python install --no-cache-dir --constraint /needs/constraints.txt \
+        "$(echo /needs/*.whl)[compress]"
+
+# Last the package itself, in the place of the empty one.
+FROM serve-packages AS serve-environment
+COPY --from=wheels /dist /dist
+RUN python3 -m pip --python /opt/serveprune/bin/python install --no-index --no-deps --force-reinstall /dist/*.whl
+
+FROM full-packages AS full-environment
+COPY --from=wheels /dist /dist
+RUN python3 -m pip --python /opt/serveprune/bin/python install --no-index --no-deps --force-reinstall /dist/*.whl
 
 # What both images are, but for the packages. Nothing in them needs a shell.
 FROM ${BASE} AS runtime

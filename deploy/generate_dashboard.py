@@ -568,7 +568,8 @@ def builds() -> list[Panel]:
         ),
         bars(
             "Store",
-            "What the server found in the artifact store: hit, miss, evicted, corrupt. Builds store by themselves.",
+            "What happened in the artifact store: hit, miss, evicted, corrupt; of a shared one fetched, published, "
+            "unreachable and more. Builds store by themselves.",
             Query(
                 increase("serveprune_store_events_total", JOB, "event"),
                 "{{event}}",

@@ -53,7 +53,8 @@ JSON Schema for editors.
 - `${NAME}` in a text value is replaced by that variable of the environment, `${NAME:-default}` has a default, and
   `$${` stands for a plain `${`.
 - In the environment `SERVEPRUNE_HOST` is the host of each address that the file does not name, and `SERVEPRUNE_STORE`
-  the folder of the store where the file names none: container images set both ([container.md](../container.md)).
+  the folder of the store, or of the copies of a shared one, where the file names none: container images set both
+  ([container.md](../container.md)).
 - Names of models and profiles consist of letters, digits, `.`, `_` and `-`.
 - Sizes are bytes, or text such as `512MiB` (powers of 1024) or `20GB` (powers of 1000).
 - Durations are seconds, or text such as `90s`, `10m` or `1h30m`.

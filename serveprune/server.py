@@ -1,57 +1,40 @@
 """The only wiring: from a config to running parts, and back."""
 
 import gc
-import importlib.util
 import logging
 import os
-import signal
 import threading
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from concurrent.futures import Future
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from threading import Event
-from types import FrameType, MappingProxyType
+from types import MappingProxyType
 from typing import Any, Protocol
 
-from prometheus_client import Gauge, Histogram
-
-from serveprune.artifacts.builder import (
-    ArtifactBuilder,
-    BuildOutcome,
-    BuildProgress,
-    BuildRequest,
-    BuildResult,
-)
+from serveprune.artifacts.builder import ArtifactBuilder
 from serveprune.artifacts.opening import open_store
-from serveprune.artifacts.shared_store import SharedArtifactStore
-from serveprune.artifacts.store import ArtifactStore, StoreEvent, ignore
-from serveprune.artifacts.traced_builder import TracedBuilder
+from serveprune.artifacts.store import ArtifactStore, StoreEvent
 from serveprune.backends.mapped_graph import MappedOnnxRuntimeBackend
 from serveprune.backends.protocol import Backend
 from serveprune.backends.selection import ONNX_RUNTIME, load_backend
+from serveprune.building import builder_of, can_build
 from serveprune.config.changes import config_changes
-from serveprune.config.observability import AccessLogConfig
 from serveprune.config.root import ServePruneConfig
 from serveprune.config.server import Address
-from serveprune.errors import Unavailable
 from serveprune.frontends.authorization import TOKENS, Authorization, watched_tokens
 from serveprune.frontends.certificates import CERTIFICATE, watched_certificate
 from serveprune.frontends.grpc.server import GrpcFrontend
-from serveprune.frontends.http.operator_call import AskOperators, OperatorAnswer, OperatorCall
+from serveprune.frontends.http.operator_call import AdmittedOperators
 from serveprune.frontends.http.server import HttpFrontend
 from serveprune.frontends.metrics_endpoint import MetricsEndpoint
+from serveprune.frontends.observed_request import request_observer
 from serveprune.frontends.watched_files import Reload, Watch
 from serveprune.models.registry import Model, Registry
 from serveprune.models.repository import VariantRepository
-from serveprune.models.shared_flight_builder import SharedFlightBuilder
 from serveprune.observability import metrics as series
-from serveprune.observability.access_log import AccessLog
 from serveprune.observability.live_series import LiveSeries
 from serveprune.observability.metrics import Metrics
-from serveprune.observability.request_observer import RequestObserver
 from serveprune.observability.tracing_protocol import Tracing, close_in_time
 from serveprune.rollouts.driver import RolloutDriver
 from serveprune.rollouts.rollouts import Rollouts
@@ -60,6 +43,7 @@ from serveprune.scheduling.job import Executable
 from serveprune.scheduling.job_scheduler import JobScheduler
 from serveprune.scheduling.scheduler import Drop, Scheduler
 from serveprune.serving.admission import Admission
+from serveprune.serving.batch_series import BatchSeries
 from serveprune.serving.controlplane import ControlPlane
 from serveprune.serving.dataplane import DataPlane
 from serveprune.serving.loadable_models import FixedModels, LoadableModels
@@ -79,10 +63,6 @@ by default it took a tenth of the time that HTTP requests are computed in, and a
 
 Contents = Mapping[tuple[str, str], str]
 """Name and version of a model -> what its files are like."""
-
-_STANDARD_INPUT = 0
-
-_COMPRESSING_PACKAGES = ("torch", "onnx", "onnx_ir")
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,26 +93,12 @@ class Elsewhere(Protocol):
         ...
 
 
-class ServingOnlyBuilder:
-    """Stands in where the compressing half is not installed: every build fails with the way to get it."""
-
-    def build(
-        self, request: BuildRequest, *, on_progress: Callable[[BuildProgress], None], cancelled: Event
-    ) -> BuildResult:
-        """See `ArtifactBuilder.build`."""
-        reason = (
-            f"the store has no artifact for {request.model_name} {request.tier}, and this installation cannot build "
-            'one: pip install "serveprune[compress]", or point store.path to a store that has it'
-        )
-        return BuildResult(BuildOutcome.FAILED, reasons=(reason,), bad_input=True)
-
-
 class Server:
     """All parts of one serving process.
 
     Attributes:
         authorization: Judges who may ask; ``None`` if everybody may.
-        operators: Answers the calls to the admin API that come through the page at ``/ui``; set by whoever has it.
+        operators: Answer the calls to the admin API that come through the page at ``/ui``; admitted by whoever has it.
     """
 
     def __init__(
@@ -172,12 +138,11 @@ class Server:
         self.metrics.gauge(series.STORE_BYTES).set_function(store.size_bytes)
         models = _models(config, contents)
         self.registry = Registry(models)
-        self._batch_rows: dict[tuple[str, str, str], Histogram] = {}
-        self._corrections: dict[tuple[str, str, str], Gauge] = {}
+        self._batches = BatchSeries(self.metrics)
         self._scheduler: JobScheduler = (
-            Scheduler(executors=config.server.executors, on_batch=self._count_batch, on_drop=self._count_drop)
+            Scheduler(executors=config.server.executors, on_batch=self._batches.ran, on_drop=self._batches.dropped)
             if elsewhere is None
-            else elsewhere.scheduler(on_batch=self._count_batch, on_drop=self._count_drop)
+            else elsewhere.scheduler(on_batch=self._batches.ran, on_drop=self._batches.dropped)
         )
         self._router = Router(self._scheduler, self.metrics)
         repository = (
@@ -195,7 +160,7 @@ class Server:
             repository,
             shared_builder
             or (
-                artifact_builder(config, tracing=tracing, on_event=self._count_store_event)
+                builder_of(config, tracing=tracing, on_event=self._count_store_event)
                 if elsewhere is None
                 else elsewhere.builder
             ),
@@ -221,7 +186,7 @@ class Server:
         )
         self.authorization = Authorization(known_tokens) if known_tokens is not None else None
         self._tracing = tracing
-        self._observer = _observer(config.server.logs.access, tracing)
+        self._observer = request_observer(config.server.logs.access, tracing)
         self.rollouts = Rollouts(config.store.folder, self.metrics, tracing=tracing) if alone else None
         self.overview = Overview(
             self.registry,
@@ -232,7 +197,7 @@ class Server:
             processes=config.server.processes,
             has_operators=config.server.admin is not None and config.server.admin.through_ui,
         )
-        self.operators: AskOperators | None = None
+        self.operators = AdmittedOperators()
         self._http = HttpFrontend(
             self.dataplane,
             self.controlplane,
@@ -241,7 +206,7 @@ class Server:
             certificate=certificate,
             authorization=self.authorization,
             page_data=self.overview if config.server.ui else None,
-            ask_operators=self._ask_operators if self.overview.has_operators else None,
+            ask_operators=self.operators.ask if self.overview.has_operators else None,
             observer=self._observer,
         )
         self._grpc = GrpcFrontend(
@@ -301,7 +266,9 @@ class Server:
         deployments = {name: config.deployment(name) for name in config.models}
         self._shadowing.deploy(deployments)
         for model in models:
-            self._expect(model)
+            self.dataplane.expect(model)
+            self._shadowing.expect(model)
+            self._batches.expect(model)
             self._router.deploy(model, deployments[model.name])
         self.sides.deploy(deployments)
         if self.rollouts is not None:
@@ -314,15 +281,6 @@ class Server:
                 if deployment.max_queued_requests is not None
             }
         )
-
-    def _expect(self, model: Model) -> None:
-        """Make the series of a model's tiers."""
-        self.dataplane.expect(model)
-        self._shadowing.expect(model)
-        for tier in model.config.tiers:
-            identity = (*model.key, tier)
-            self._batch_rows[identity] = self.metrics.histogram(series.BATCH_ROWS, *identity)
-            self._corrections[identity] = self.metrics.gauge(series.TIER_LATENCY_CORRECTION, *identity)
 
     def start(self) -> Endpoints:
         """Listen on all ports, then begin to load and build in the background.
@@ -391,18 +349,6 @@ class Server:
         close_in_time(self._tracing, left_seconds=_left(deadline))
         return at_rest
 
-    def _ask_operators(self, call: OperatorCall) -> "Future[OperatorAnswer]":
-        if self.operators is None:
-            raise Unavailable("the admin API is not open yet, or no more", retry_after_seconds=1.0)
-        return self.operators(call)
-
-    def _count_batch(self, executable: Executable, rows: int) -> None:
-        self._batch_rows[executable.identity].observe(rows)
-        self._corrections[executable.identity].set(executable.latency.correction)
-
-    def _count_drop(self, executable: Executable, reason: Drop) -> None:
-        self.metrics.counter(series.DROPPED, *executable.identity, reason).inc()
-
     def _count_store_event(self, event: StoreEvent) -> None:
         self._store_events[event].inc()
 
@@ -434,119 +380,5 @@ def _spare_the_collector() -> None:
     gc.freeze()
 
 
-def _observer(access: AccessLogConfig | None, tracing: Tracing | None) -> RequestObserver | None:
-    """Return what follows requests, if anybody wants to know of them."""
-    log = None
-    if access is not None:
-        log = AccessLog(
-            sample_ratio=access.sample_ratio,
-            slow_seconds=access.slow_seconds,
-            errors=access.errors,
-            trace_ids=(lambda record: None) if tracing is None else tracing.ids_of,
-        )
-    return RequestObserver(tracing=tracing, access=log) if tracing is not None or log is not None else None
-
-
 def _left(deadline: float) -> float:
     return max(0.0, deadline - time.monotonic())
-
-
-def can_build() -> bool:
-    """Tell whether the compressing half is installed."""
-    return all(importlib.util.find_spec(package) for package in _COMPRESSING_PACKAGES)
-
-
-def artifact_builder(
-    config: ServePruneConfig,
-    *,
-    tracing: Tracing | None = None,
-    on_event: Callable[[StoreEvent], None] = ignore,
-) -> ArtifactBuilder:
-    """Return what makes the artifacts that the store lacks, in processes of its own.
-
-    Args:
-        config: What is served.
-        tracing: Told of builds.
-        on_event: Told what happens in a shared store on account of builds.
-    """
-    builder = _untraced_builder(config, on_event)
-    return builder if tracing is None else TracedBuilder(builder, tracing)
-
-
-def _untraced_builder(config: ServePruneConfig, on_event: Callable[[StoreEvent], None]) -> ArtifactBuilder:
-    builder: ArtifactBuilder = ServingOnlyBuilder()
-    threads = config.server.threads_per_executor
-    if can_build():
-        # Imported here because a serving-only image may leave the package out.
-        from serveprune.compression.child import SubprocessBuilder
-        from serveprune.compression.single_flight_builder import SingleFlightBuilder
-
-        builder = SingleFlightBuilder(
-            SubprocessBuilder(config.store, config.builds, threads_of_serving=threads),
-            config.store,
-            config.builds,
-            threads_of_serving=threads,
-        )
-    store = open_store(config.store, on_event=on_event)
-    if not isinstance(store, SharedArtifactStore):
-        return builder
-    return SharedFlightBuilder(
-        builder,
-        store,
-        config.builds,
-        lease_seconds=config.store.lease_seconds,
-        threads_of_serving=threads,
-        can_build=can_build(),
-        on_event=on_event,
-    )
-
-
-class ReloadSignal:
-    """Notes SIGHUP, which asks for the config to be read again.
-
-    It comes also when the terminal is closed that the server was started from; then the server is to stop.
-    """
-
-    def __init__(self) -> None:
-        self._received = self._is_closed = False
-        self._has_terminal = os.isatty(_STANDARD_INPUT)
-        signal.signal(signal.SIGHUP, self._on_signal)
-
-    def take(self) -> bool:
-        """Tell whether the signal has come since the last call."""
-        received, self._received = self._received, False
-        return received
-
-    def _on_signal(self, number: int, frame: FrameType | None) -> None:
-        if self._has_terminal and not os.isatty(_STANDARD_INPUT):
-            # Both the shell and the kernel send it, and a second SIGTERM would end the server at once.
-            if not self._is_closed:
-                self._is_closed = True
-                signal.raise_signal(signal.SIGTERM)
-        else:
-            self._received = True
-
-
-class StopSignals:
-    """Notes SIGTERM and SIGINT; a second one ends the process at once."""
-
-    def __init__(self, *, second_ends: bool = True) -> None:
-        """Begin to take note.
-
-        Args:
-            second_ends: Not in one of several serving processes: whoever ends a whole group (systemd, by default)
-                signals it as its supervisor does, and it has requests to answer.
-        """
-        self._second_ends = second_ends
-        # A plain flag: a handler runs in the very thread that waits, and would wait for ever for the lock of an
-        # Event that this thread holds at that moment.
-        self.received = False
-        for number in (signal.SIGTERM, signal.SIGINT):
-            signal.signal(number, self._on_signal)
-
-    def _on_signal(self, number: int, frame: FrameType | None) -> None:
-        if self.received and self._second_ends:
-            # Not SystemExit: the interpreter would wait for the threads that are still answering. Builds end with
-            # their parent, and the kernel releases the leases.
-            os._exit(128 + number)
-        self.received = True

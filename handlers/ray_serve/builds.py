@@ -10,9 +10,9 @@ import ray
 from ray.exceptions import RayError
 
 from serveprune.artifacts.builder import BuildOutcome, BuildProgress, BuildRequest, BuildResult
+from serveprune.building import builder_of
 from serveprune.config.root import ServePruneConfig
 from serveprune.handlers.ray_serve.settings import BuildsSettings
-from serveprune.server import artifact_builder
 
 _log = logging.getLogger(__name__)
 
@@ -27,7 +27,7 @@ class BuildWorker:
     """An actor that builds one artifact. It is told to end, and asked how far it is, while it builds."""
 
     def __init__(self, config: ServePruneConfig) -> None:
-        self._builder = artifact_builder(config)
+        self._builder = builder_of(config)
         self._progress = BuildProgress("starting", 0.0)
         self._cancelled = Event()
 

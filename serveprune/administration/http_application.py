@@ -11,19 +11,16 @@ from serveprune.administration.http_routes import WRITING, AdminRoute, find_admi
 from serveprune.administration.operation import AdminOperation
 from serveprune.administration.operator import Operator, operator_of
 from serveprune.administration.refusals import Refusals
-from serveprune.errors import Code, Internal, InvalidArgument, MessageTooLarge, ServePruneError, Unavailable
+from serveprune.errors import Code, Internal, InvalidArgument, ServePruneError, Unavailable
 from serveprune.frontends.authorization import Authorization, shown_in
 from serveprune.frontends.http.asgi import Receive, Scope, Send
-from serveprune.frontends.http.body import inflate, read_body
-from serveprune.frontends.http.body_budget import BodyBudget
 from serveprune.frontends.http.errors import headers_of, status_of
+from serveprune.frontends.http.operator_bodies import OperatorBodies
 from serveprune.frontends.http.reply import Reply, error_reply, json_reply
-from serveprune.frontends.http.request_headers import parse_headers
 from serveprune.oip.parameters import kind
 
 _log = logging.getLogger(__name__)
 
-MAX_BODY_BYTES = 2**16
 _MAX_BODIES_BYTES = 2**22
 _FOR_THE_LOG = (Code.INTERNAL, Code.DATA_LOSS)
 
@@ -53,8 +50,7 @@ class AdminHttpApplication:
         self._authorization = authorization
         self._refusals = refusals
         self._workers = workers
-        self._body_timeout_seconds = body_timeout_seconds
-        self._budget = BodyBudget(_MAX_BODIES_BYTES)
+        self._bodies = OperatorBodies(max_together_bytes=_MAX_BODIES_BYTES, timeout_seconds=body_timeout_seconds)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer one request."""
@@ -64,7 +60,7 @@ class AdminHttpApplication:
             self._authorize(scope)
             route = find_admin_route(scope["method"], scope["raw_path"], scope["query_string"])
             operation = route.operation
-            body = await self._body(scope, receive) if operation in WRITING else b""
+            body = await self._bodies.read(scope["headers"], receive) if operation in WRITING else b""
             reply, failure = await self._answer(route, body, peer=_peer(scope))
         except ServePruneError as error:
             failure = error
@@ -88,21 +84,6 @@ class AdminHttpApplication:
             asked = f"{scope['method']} {scope['path']}"
             self._refusals.note(refusal, protocol="http", peer=_peer(scope), asked=asked)
             raise refusal
-
-    async def _body(self, scope: Scope, receive: Receive) -> bytes:
-        headers = parse_headers(scope["headers"])
-        try:
-            with self._budget.share() as take:
-                body = await read_body(
-                    receive,
-                    take=take,
-                    declared_bytes=headers.body_bytes,
-                    max_bytes=MAX_BODY_BYTES,
-                    timeout_seconds=self._body_timeout_seconds,
-                )
-            return bytes(inflate(body, coding=headers.coding, max_bytes=MAX_BODY_BYTES))
-        except MessageTooLarge:
-            raise MessageTooLarge(f"body: expected at most {MAX_BODY_BYTES} bytes, got more") from None
 
     async def _answer(self, route: AdminRoute, body: bytes, *, peer: str) -> tuple[Reply, ServePruneError | None]:
         """Return the reply, and the error that it is of, if it is more than the error alone."""

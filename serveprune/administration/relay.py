@@ -69,12 +69,11 @@ class Relay:
 
 
 def _scope(call: OperatorCall) -> dict[str, Any]:
-    host, _, port = call.peer.rpartition(":")
     return {
         "method": call.method,
         "path": call.path,
         "raw_path": call.path.encode("latin-1"),
         "query_string": call.query.encode("latin-1"),
         "headers": [(b"authorization", value.encode("latin-1")) for value in call.shown],
-        "client": (host.strip("[]"), int(port)) if port.isdecimal() else None,
+        "client": call.client,
     }

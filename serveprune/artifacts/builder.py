@@ -3,7 +3,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
 from threading import Event
-from typing import Any, Protocol
+from typing import Any, Protocol, Self
 
 from pydantic import BaseModel, ConfigDict
 
@@ -31,6 +31,10 @@ class BuildRequest(BaseModel):
     def is_dense(self) -> bool:
         """Whether this asks for the imported graph itself."""
         return self.profile is None
+
+    def for_dense(self) -> Self:
+        """Return what asks for the graph that this tier is made from."""
+        return self.model_copy(update={"tier": DENSE, "profile": None})
 
     def is_wanted_by(self, config: ServePruneConfig, *, contents: Mapping[tuple[str, str], str]) -> bool:
         """Tell whether a server with this config, and contents by name and version, would ask for the same."""

@@ -4,16 +4,34 @@ fsspec is imported when one is opened, so that a local store costs nothing.
 """
 
 import hashlib
+import logging
 import os
 import uuid
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from datetime import datetime
+from itertools import count
 from pathlib import Path
 from typing import Any
 
 from serveprune.errors import FailedPrecondition, MissingExtra, Unavailable
 
+_log = logging.getLogger(__name__)
+
 _CHUNK_BYTES = 16 * 2**20
+_ATTEMPTS = 2
+_EXISTS = 412
+_TRANSIENT_STATUSES = frozenset((408, 409, 412, 416, 425, 429))
+"""Of those from 400 to 499, which else say that asking again is useless: too slow, too much, changed meanwhile."""
+
+_ERRORS_OF_SETTINGS = frozenset(
+    (
+        *("PermissionError", "FileNotFoundError", "TypeError", "ValueError", "NotImplementedError"),
+        *("NoCredentialsError", "PartialCredentialsError", "ProfileNotFound", "SSOError", "LoginError"),
+        *("TokenRetrievalError", "ConfigParseError", "InvalidConfigError", "ParamValidationError"),
+    )
+)
+"""Classes, also of SDKs that may not be installed, of what goes wrong until a person changes something."""
 _EXTRAS = {"s3": "s3", "s3a": "s3"}
 _PACKAGES = {"gs": "gcsfs", "gcs": "gcsfs", "abfs": "adlfs", "az": "adlfs", "abfss": "adlfs"}
 
@@ -34,6 +52,14 @@ class ObjectStorage:
         self._timeout_seconds = timeout_seconds
         self._opened: tuple[Any, str] | None = None
 
+    def check(self) -> None:
+        """Ask something, and hear whether there is an answer.
+
+        Raises:
+            Unavailable, FailedPrecondition: See `read`.
+        """
+        self.read("nothing-has-this-name")
+
     def read(self, name: str) -> bytes | None:
         """Return an object's content, or ``None`` if there is none.
 
@@ -45,7 +71,8 @@ class ObjectStorage:
             file_system, root = self._open()
             try:
                 content: bytes = file_system.cat_file(f"{root}/{name}")
-            except FileNotFoundError:
+            except FileNotFoundError as error:
+                _expect_a_bucket(error)
                 return None
             return content
 
@@ -62,9 +89,11 @@ class ObjectStorage:
                 file_system, root = self._open()
                 try:
                     source = file_system.open(f"{root}/{name}", "rb", block_size=_CHUNK_BYTES, cache_type="none")
-                except FileNotFoundError:
+                except FileNotFoundError as error:
+                    _expect_a_bucket(error)
                     return None
             with source:
+                # Outside of what reports errors of the storage: this disk may be full.
                 while chunk := self._chunk(source, name):
                     digest.update(chunk)
                     file.write(chunk)
@@ -95,6 +124,11 @@ class ObjectStorage:
                     file_system.pipe_file(f"{root}/{name}", content, mode="create")
             except FileExistsError:
                 return False
+            except OSError as error:
+                # Not all servers say which condition did not hold; there was no other.
+                if _status(error) != _EXISTS:
+                    raise
+                return False
             return True
 
     def write(self, name: str, content: bytes) -> None:
@@ -117,9 +151,31 @@ class ObjectStorage:
             file_system, root = self._open()
             try:
                 found = file_system.ls(f"{root}/{folder}", detail=False, refresh=True)
-            except FileNotFoundError:
+            except FileNotFoundError as error:
+                _expect_a_bucket(error)
                 return []
             return sorted(name for each in found if (name := str(each).rstrip("/").rpartition("/")[2]))
+
+    def ages(self, folder: str) -> dict[str, float]:
+        """Return all that lies below a folder, by its name in the storage, and when it was written last.
+
+        Returns:
+            Seconds since 1970, by the storage's clock.
+
+        Raises:
+            Unavailable, FailedPrecondition: See `read`.
+        """
+        with self._reported(f"listing {folder}"):
+            file_system, root = self._open()
+            try:
+                found = file_system.find(f"{root}/{folder}", detail=True)
+            except FileNotFoundError as error:
+                _expect_a_bucket(error)
+                return {}
+            return {
+                str(path).removeprefix(f"{root}/"): _written_at(file_system, path, about)
+                for path, about in found.items()
+            }
 
     def remove(self, name: str) -> None:
         """Remove an object; one that is not there is no error.
@@ -135,9 +191,18 @@ class ObjectStorage:
                 return
 
     def _chunk(self, source: Any, name: str) -> bytes:
+        """Return the next bytes; a line that breaks off in the middle of a large file does not begin it anew."""
         with self._reported(f"reading {name}"):
-            chunk: bytes = source.read(_CHUNK_BYTES)
-            return chunk
+            for attempt in count(1):
+                try:
+                    return bytes(source.read(_CHUNK_BYTES))
+                except FileNotFoundError:
+                    break  # removed meanwhile: the digest tells that this is not all of it
+                except Exception as error:  # each file system's SDK has errors of its own
+                    if attempt == _ATTEMPTS:
+                        raise
+                    _log.info("%s: read again from where it broke off: %s", name, _said(error))
+        return b""
 
     def _open(self) -> tuple[Any, str]:
         if self._opened is None:
@@ -152,6 +217,9 @@ class ObjectStorage:
                 raise MissingExtra(f"store.path {self.url} needs packages ({error}): pip install {needed}") from error
             except (TypeError, ValueError) as error:
                 raise FailedPrecondition(f"store.path {self.url} or store.options: {error}") from error
+            if protocol in _EXTRAS:
+                # Else it does all that the SDK has tried in vain five times over, which multiplies every timeout.
+                file_system.retries = 1
             self._opened = file_system, root.rstrip("/")
         return self._opened
 
@@ -162,9 +230,14 @@ class ObjectStorage:
             arguments["auto_mkdir"] = True
         if protocol in _EXTRAS:
             seconds = self._timeout_seconds
-            bounds = {"connect_timeout": seconds, "read_timeout": seconds, "retries": {"max_attempts": 2}}
-            arguments |= {"config_kwargs": bounds | dict(self._options.get("config_kwargs", {}))}
-            return self._options | arguments
+            bounds = {"connect_timeout": seconds, "read_timeout": seconds, "retries": {"total_max_attempts": _ATTEMPTS}}
+            arguments |= {
+                # One part of 50 MB in memory at a time; and what is small is read without asking for its size first.
+                "max_concurrency": 1,
+                **self._options,
+                "config_kwargs": bounds | dict(self._options.get("config_kwargs", {})),
+            }
+            return arguments
         return arguments | self._options
 
     @contextmanager
@@ -173,23 +246,68 @@ class ObjectStorage:
             yield
         except (MissingExtra, FailedPrecondition):
             raise
-        except PermissionError as error:
-            raise FailedPrecondition(
-                f"the shared store {self.url} refused {doing}: {_said(error)}; expected the permissions that "
-                "docs/shared_store.md lists, and credentials in the environment"
-            ) from error
-        except FileNotFoundError as error:
-            # A missing object was answered already.
-            raise FailedPrecondition(
-                f"the shared store {self.url}: {doing}: {_said(error)}; expected a bucket that exists"
-            ) from error
         except Exception as error:  # each file system's SDK has errors of its own
-            if type(error).__name__ == "NoCredentialsError":
+            if _is_of_settings(error):
                 raise FailedPrecondition(
-                    f"the shared store {self.url}: {doing}: {_said(error)}; set AWS_ACCESS_KEY_ID and "
-                    "AWS_SECRET_ACCESS_KEY, or give the machine a role"
+                    f"the shared store {self.url} cannot be used as things are: {doing}: {_said(error)}; expected "
+                    f"{_expected(error)}"
                 ) from error
             raise Unavailable(f"the shared store {self.url} cannot be used now: {doing}: {_said(error)}") from error
+
+
+def _is_of_settings(error: Exception) -> bool:
+    """Tell whether a person has to change something, so that waiting is in vain."""
+    status = _status(error)
+    if status is not None and 400 <= status < 500:
+        return status not in _TRANSIENT_STATUSES and not isinstance(error, TimeoutError)
+    return any(kind.__name__ in _ERRORS_OF_SETTINGS for kind in type(error).__mro__)
+
+
+def _expected(error: Exception) -> str:
+    kind = type(error).__name__
+    if isinstance(error, FileNotFoundError):
+        return "a bucket that exists"  # an object that does not was answered already
+    if isinstance(error, PermissionError):
+        return "the permissions that docs/shared_store.md lists, and credentials in the environment"
+    if "Credentials" in kind:
+        return (
+            "credentials: set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or give the machine a role "
+            "(docs/shared_store.md)"
+        )
+    return "another store.path, other store.options, or another environment of the SDK (docs/shared_store.md)"
+
+
+def _expect_a_bucket(error: FileNotFoundError) -> None:
+    """Raise the error again if it is not the object that is missing, but the bucket."""
+    if _code(error) == "NoSuchBucket":
+        raise error
+
+
+def _response(error: BaseException) -> Mapping[str, Any]:
+    """Return the answer of S3 that an error came from, or nothing."""
+    cause: BaseException | None = error
+    while cause is not None:
+        response = getattr(cause, "response", None)
+        if isinstance(response, Mapping):
+            return response
+        cause = cause.__cause__
+    return {}
+
+
+def _status(error: BaseException) -> int | None:
+    status: int | None = _response(error).get("ResponseMetadata", {}).get("HTTPStatusCode")
+    return status
+
+
+def _code(error: BaseException) -> str | None:
+    code: str | None = _response(error).get("Error", {}).get("Code")
+    return code
+
+
+def _written_at(file_system: Any, path: str, about: Mapping[str, Any]) -> float:
+    """Return when an object was written, which each file system has under a name of its own."""
+    found = about.get("LastModified") or about.get("mtime") or file_system.modified(path)
+    return found.timestamp() if isinstance(found, datetime) else float(found)
 
 
 def _said(error: Exception) -> str:

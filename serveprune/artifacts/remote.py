@@ -43,11 +43,17 @@ class RemoteArtifacts:
             Unavailable, FailedPrecondition: See `ObjectStorage.read`; then nobody sees any of it.
         """
         content = encode_manifest(manifest)
-        for name, record in manifest.files.items():
-            self.storage.upload(folder / name, f"artifacts/{manifest.key}/files/{record.sha256}")
+        files = {record.sha256: folder / name for name, record in manifest.files.items()}
+        for digest, file in files.items():
+            self.storage.upload(file, _file_name(manifest.key, digest))
         if manifest.kind == "tier":
-            self.storage.write(f"recipes/{manifest.recipe}/{manifest.key}", b"")
-        return self.storage.create(_manifest_name(manifest.key), encode_manifest_digest(content) + content)
+            self.storage.write(_recipe_name(manifest), b"")
+        is_first = self.storage.create(_manifest_name(manifest.key), encode_manifest_digest(content) + content)
+        if is_first:
+            # Whoever tidied up may have taken one for a leftover before there was a manifest; see `SharedGarbage`.
+            for digest in files.keys() - set(self.storage.list(f"artifacts/{manifest.key}/files")):
+                self.storage.upload(files[digest], _file_name(manifest.key, digest))
+        return is_first
 
     def manifest(self, key: str) -> Manifest | None:
         """Return the manifest of an artifact; ``None`` if there is no such artifact.
@@ -83,7 +89,7 @@ class RemoteArtifacts:
                 raise DataLoss(f"the manifest names a file outside the artifact: {name!r}")
             target.parent.mkdir(parents=True, exist_ok=True)
             for _ in range(_ATTEMPTS):
-                digest = self.storage.download(f"artifacts/{manifest.key}/files/{record.sha256}", target)
+                digest = self.storage.download(_file_name(manifest.key, record.sha256), target)
                 if digest == record.sha256:
                     break
             else:
@@ -109,9 +115,9 @@ class RemoteArtifacts:
             manifest = None
         self.withdraw(key)
         if manifest is not None and manifest.kind == "tier":
-            self.storage.remove(f"recipes/{manifest.recipe}/{key}")
+            self.storage.remove(_recipe_name(manifest))
         for name in self.storage.list(f"artifacts/{key}/files"):
-            self.storage.remove(f"artifacts/{key}/files/{name}")
+            self.storage.remove(_file_name(key, name))
 
     def all_keys(self) -> list[str]:
         """Return the keys of all artifacts, those that are being published included."""
@@ -131,3 +137,11 @@ class RemoteArtifacts:
 
 def _manifest_name(key: str) -> str:
     return f"artifacts/{key}/manifest"
+
+
+def _file_name(key: str, digest: str) -> str:
+    return f"artifacts/{key}/files/{digest}"
+
+
+def _recipe_name(manifest: Manifest) -> str:
+    return f"recipes/{manifest.recipe}/{manifest.key}"

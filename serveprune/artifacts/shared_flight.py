@@ -80,9 +80,9 @@ class SharedFlight:
         if not is_free and not is_expired:
             return None
         name, note = f"{self._folder}/{number + 1}", FlightNote(holder=uuid.uuid4().hex)
-        if not self._storage.create(name, note.model_dump_json().encode()):
-            return None
-        # A storage that ignores the condition lets all of them write; the last one has it then.
+        self._storage.create(name, note.model_dump_json().encode())
+        # Whoever's note it is has it. A storage that ignores the condition lets all of them write, and the last one has
+        # it; and a write whose answer was lost is refused when the SDK tries it again, though it was the first.
         if _parsed(self._storage.read(name)) != note:
             return None
         if not is_free:

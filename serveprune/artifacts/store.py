@@ -132,7 +132,7 @@ class ArtifactStore:
         Raises:
             FailedPrecondition: It is there and this process may not read it.
         """
-        return self._counted(self._sound(key))
+        return self._counted(self._look_up(key))
 
     def find_dense(self, recipe: str, *, any_environment: bool = False) -> Artifact | None:
         """Return the dense artifact that importing this source gave in this environment.
@@ -142,8 +142,7 @@ class ArtifactStore:
             any_environment: Take the newest import made elsewhere if none was made here. An installation that
                 only serves has no torch, so its environment never equals the builder's.
         """
-        records = self._import_records(recipe, any_environment=any_environment)
-        return self._counted(self._first_sound((record.key for record in records), kind="dense"))
+        return self._counted(self._look_up_dense(recipe, any_environment=any_environment))
 
     def find_tier(
         self, recipe: str, *, any_environment: bool = False, extra_packages: Iterable[str] = ()
@@ -156,8 +155,7 @@ class ArtifactStore:
             extra_packages: See `key.tier_packages`.
         """
         own = artifact_key(recipe, environment(extra_packages))
-        keys = self._tier_keys(recipe, own, any_environment=any_environment)
-        return self._counted(self._first_sound(keys, kind="tier"))
+        return self._counted(self._look_up_tier(recipe, own, any_environment=any_environment))
 
     def entries(self) -> list[Artifact]:
         """Return all artifacts by their manifests alone: files are not digested, corrupt manifests left out."""
@@ -328,6 +326,20 @@ class ArtifactStore:
         """Put what was stored here where other machines find it; tell whether all is where it belongs."""
         return True
 
+    def _look_up(self, key: str) -> Artifact | None:
+        return self._sound(key)
+
+    def _look_up_dense(self, recipe: str, *, any_environment: bool) -> Artifact | None:
+        records = self._import_records(recipe, any_environment=any_environment)
+        return first_of_kind((self._sound(record.key) for record in records), kind="dense")
+
+    def _look_up_tier(self, recipe: str, own: str, *, any_environment: bool) -> Artifact | None:
+        keys = [own]
+        if any_environment:
+            found = [one.manifest for one in self.entries()]
+            keys += newest_first(one for one in found if one.recipe == recipe and one.key != own)
+        return first_of_kind(map(self._sound, keys), kind="tier")
+
     def _sound(self, key: str) -> Artifact | None:
         folder = self._layout.artifact(key)
         manifest = self._inspection.artifact(folder).content
@@ -336,19 +348,9 @@ class ArtifactStore:
         self._touch(folder)
         return Artifact(folder, manifest)
 
-    def _first_sound(self, keys: Iterable[str], *, kind: str) -> Artifact | None:
-        artifacts = (self._sound(key) for key in keys)
-        return next((one for one in artifacts if one is not None and one.manifest.kind == kind), None)
-
     def _counted(self, artifact: Artifact | None) -> Artifact | None:
         self._on_event(StoreEvent.MISS if artifact is None else StoreEvent.HIT)
         return artifact
-
-    def _tier_keys(self, recipe: str, own: str, *, any_environment: bool) -> Iterator[str]:
-        yield own
-        if any_environment:
-            others = [one.manifest for one in self.entries() if one.manifest.recipe == recipe and one.key != own]
-            yield from (one.key for one in sorted(others, key=lambda one: one.created, reverse=True))
 
     def _import_records(self, recipe: str, *, any_environment: bool) -> Iterator[ImportRecord]:
         folder = self._layout.import_records(recipe)
@@ -393,6 +395,16 @@ class ArtifactStore:
 
     def _full_disk_reported(self, folder: Path) -> AbstractContextManager[None]:
         return full_disk_reported(self.root, folder=folder, doing="storing an artifact")
+
+
+def first_of_kind(found: Iterable[Artifact | None], *, kind: str) -> Artifact | None:
+    """Return the first that is there, and of this kind; no more of them are looked at."""
+    return next((one for one in found if one is not None and one.manifest.kind == kind), None)
+
+
+def newest_first(manifests: Iterable[Manifest]) -> list[str]:
+    """Return the keys of artifacts, the most recently created first."""
+    return [one.key for one in sorted(manifests, key=lambda one: one.created, reverse=True)]
 
 
 def _children(folder: Path) -> list[Path]:

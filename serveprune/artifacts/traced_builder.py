@@ -9,6 +9,8 @@ from serveprune.observability.tracing_protocol import OpenSpan, Tracing
 class TracedBuilder:
     """An `ArtifactBuilder` that makes a span of each build, and one below it of each of its stages.
 
+    A build runs in a process of its own, which needs no tracing: when a stage begins is in the progress that it tells.
+
     Args:
         builder: Builds.
         tracing: Makes spans.
@@ -35,14 +37,16 @@ class TracedBuilder:
             stages = _Stages(span, self._clock_ns)
 
             def progressed(progress: BuildProgress) -> None:
-                stages.begin(progress.stage)
+                if progress.fraction < 1:
+                    stages.begin(progress.stage)
                 on_progress(progress)
 
             result = self._builder.build(request, on_progress=progressed, cancelled=cancelled)
-            stages.end()
+            failure = "; ".join(result.reasons) if result.outcome is BuildOutcome.FAILED else None
+            stages.end(failure)
             span.note({"serveprune.build.outcome": result.outcome, "serveprune.build.key": result.key or ""})
-            if result.outcome is BuildOutcome.FAILED:
-                span.failed("; ".join(result.reasons))
+            if failure is not None:
+                span.failed(failure)
         return result
 
 
@@ -60,7 +64,7 @@ class _Stages:
             self.end()
             self._name, self._begun_ns = name, self._clock_ns()
 
-    def end(self) -> None:
+    def end(self, failure: str | None = None) -> None:
         if self._name:
-            self._span.stage(self._name, begun_ns=self._begun_ns, ended_ns=self._clock_ns())
+            self._span.stage(self._name, begun_ns=self._begun_ns, ended_ns=self._clock_ns(), failure=failure)
             self._name = ""

@@ -15,10 +15,12 @@ from rich.markup import escape
 from serveprune.administration.admin_server import AdminEndpoints, AdminServer
 from serveprune.administration.reload_document import config_digest, reload_document
 from serveprune.artifacts.builder import BuildProgress
+from serveprune.building import builder_of
 from serveprune.cli.client import url_of
 from serveprune.cli.console import progress_display
 from serveprune.cli.endpoints_file import endpoints_announced
 from serveprune.cli.self_test import self_test
+from serveprune.cli.signals import ReloadSignal, StopSignals
 from serveprune.cli.stopping import leave
 from serveprune.cli.telemetry import start_telemetry
 from serveprune.cli.tier_table import shown_names, tier_table
@@ -37,7 +39,7 @@ from serveprune.repository.folder_watch import FolderWatch
 from serveprune.repository.model_repository import ModelRepository
 from serveprune.rollouts.rollouts import Rollouts
 from serveprune.routing.tier_selection import QUALIFIER
-from serveprune.server import Contents, Endpoints, ReloadSignal, Server, StopSignals, artifact_builder
+from serveprune.server import Contents, Endpoints, Server
 from serveprune.serving.loadable_models import FixedModels, LoadableModels
 from serveprune.supervision.supervisor import Supervisor
 
@@ -127,11 +129,8 @@ class OneProcess:
         self.rollouts = self._server.rollouts
         self.look_now = self._server.look_now
         self.tell_config = self._server.overview.tell_config
+        self.admit_operators = self._server.operators.admit
         self.wait_settled = self._server.controlplane.wait_settled
-
-    def admit_operators(self, ask: AskOperators) -> None:
-        """See `Served.admit_operators`."""
-        self._server.operators = ask
 
     def tiers(self) -> list[dict[str, Any]]:
         """See `Served.tiers`."""
@@ -321,7 +320,7 @@ def _supervisor(
     return Supervisor(
         config,
         command=_SERVING_PROCESS,
-        builder=artifact_builder(config, tracing=tracing),
+        make_builder=lambda on_event: builder_of(config, tracing=tracing, on_event=on_event),
         loadable=loadable,
         contents=contents,
         tracing=tracing,

@@ -12,12 +12,13 @@ import time
 from collections.abc import Iterator
 
 from serveprune.cli.self_test import self_test
+from serveprune.cli.signals import StopSignals
 from serveprune.cli.stopping import leave
 from serveprune.cli.telemetry import start_telemetry
 from serveprune.errors import ServePruneError
 from serveprune.observability.shared_values import values_shared
 from serveprune.repository.model_folder import ModelFolder
-from serveprune.server import Endpoints, Server, StopSignals
+from serveprune.server import Endpoints, Server
 from serveprune.supervision.asking_builder import AskingBuilder
 from serveprune.supervision.asking_operators import AskingOperators
 from serveprune.supervision.asking_repository import AskingRepository
@@ -88,7 +89,7 @@ def _serve(begin: Begin, channel: Channel, messages: Iterator[Message]) -> int:
         channel.send(NotStarted(message=error.message, code=error.code))
         return EXIT_NOT_STARTED
     operators = AskingOperators(channel.send)
-    server.operators = operators.ask
+    server.operators.admit(operators.ask)
     hearing = threading.Thread(
         target=_hear,
         args=(server, builder, repository, operators, may_listen, applied, channel, messages),

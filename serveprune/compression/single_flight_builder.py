@@ -13,10 +13,10 @@ from serveprune.artifacts.builder import ArtifactBuilder, BuildOutcome, BuildPro
 from serveprune.artifacts.file_lock import FileLock
 from serveprune.artifacts.opening import open_store
 from serveprune.artifacts.store import Artifact
-from serveprune.artifacts.wanted import wanted_artifact, wanted_key
+from serveprune.artifacts.wanted import Wanted, wanted
 from serveprune.config.server import BuildsConfig, StoreConfig
 from serveprune.errors import ServePruneError
-from serveprune.evaluation.choice import choose
+from serveprune.evaluation.choice import result_of_found
 
 _log = logging.getLogger(__name__)
 
@@ -53,8 +53,8 @@ class SingleFlightBuilder:
     ) -> BuildResult:
         """See `ArtifactBuilder.build`."""
         try:
-            key = wanted_key(self._store, request, threads=self._threads_of_serving)
-            lock = self._store.try_flight(f"build-{key}")
+            sought = wanted(self._store, request, threads=self._threads_of_serving)
+            lock = self._store.try_flight(f"build-{sought.name}")
             has_waited = lock is None
             if has_waited:
                 _log.info("%s %s: waiting for another process that builds it", request.model_name, request.tier)
@@ -62,29 +62,20 @@ class SingleFlightBuilder:
             while lock is None:
                 if cancelled.wait(_POLL_SECONDS):
                     return _CANCELLED
-                lock = self._store.try_flight(f"build-{key}")
+                lock = self._store.try_flight(f"build-{sought.name}")
         except (OSError, ServePruneError):
             # The builder fails over it, too, and says why.
             return self._builder.build(request, on_progress=on_progress, cancelled=cancelled)
         with lock:
-            ended = self._ended(request, lock, has_waited=has_waited)
+            ended = self._ended(request, sought, lock, has_waited=has_waited)
             return ended or self._built(request, lock, on_progress, cancelled)
 
-    def _ended(self, request: BuildRequest, lock: FileLock, *, has_waited: bool) -> BuildResult | None:
+    def _ended(self, request: BuildRequest, sought: Wanted, lock: FileLock, *, has_waited: bool) -> BuildResult | None:
         """Return how the build ended that was waited for, or that ended just before."""
-        found = self._found(request)
+        found = _found(sought)
         if found is not None:
-            gate = request.profile.gate if request.profile is not None else None
-            reasons = choose(found.manifest.all_measurements, gate).reasons if gate is not None else ()
-            outcome = BuildOutcome.REFUSED if reasons else BuildOutcome.CACHED
-            return BuildResult(outcome, key=found.key, reasons=reasons, is_anothers=has_waited)
+            return result_of_found(found, request, is_anothers=has_waited)
         return self._failure(lock.path) if has_waited else None
-
-    def _found(self, request: BuildRequest) -> Artifact | None:
-        try:
-            return wanted_artifact(self._store, request, threads=self._threads_of_serving)
-        except ServePruneError:
-            return None  # as above
 
     def _failure(self, file: Path) -> BuildResult | None:
         try:
@@ -105,6 +96,13 @@ class SingleFlightBuilder:
         if result.outcome is BuildOutcome.FAILED and not cancelled.is_set():
             _write(lock.path, BuildFailure(builds=self._builds, result=result).model_dump_json().encode())
         return result
+
+
+def _found(sought: Wanted) -> Artifact | None:
+    try:
+        return sought.find()
+    except ServePruneError:
+        return None  # the builder fails over it, too, and says why
 
 
 def _write(file: Path, content: bytes) -> None:

@@ -36,7 +36,8 @@ def completed_by_surroundings(data: dict[str, Any], environment: Mapping[str, st
             given = {name: value for name, value in server.items() if name != "admin" or "admin" not in addresses}
             data = {**data, "server": {**addresses, **given}}
     if store and (section := _section(data, "store")) is not None:
-        data = {**data, "store": {"path": store, **section}}
+        # Of a store that machines share it is where the copies of this one lie; of another that is of no account.
+        data = {**data, "store": {"cache_path" if "path" in section else "path": store, **section}}
     return data
 
 

@@ -1,7 +1,9 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from serveprune.artifacts.builder import BuildOutcome, BuildRequest, BuildResult
 from serveprune.artifacts.manifest import Measurements
+from serveprune.artifacts.store import Artifact
 from serveprune.config.profile import GateConfig
 from serveprune.evaluation.gate import FASTER_RATIO, judge
 
@@ -35,3 +37,11 @@ def choose(candidates: Sequence[Measurements], gate: GateConfig) -> Choice:
     named = len(candidates) > 1
     reasons = [f"{each.backend}: {reason}" if named else reason for each, found in judged for reason in found]
     return Choice(tuple(sorted(passing, key=handicapped)), () if passing else tuple(reasons))
+
+
+def result_of_found(found: Artifact, request: BuildRequest, *, is_anothers: bool) -> BuildResult:
+    """Return how a build ends that need not begin, because the store has what it was to make."""
+    gate = request.profile.gate if request.profile is not None else None
+    reasons = choose(found.manifest.all_measurements, gate).reasons if gate is not None else ()
+    outcome = BuildOutcome.REFUSED if reasons else BuildOutcome.CACHED
+    return BuildResult(outcome, key=found.key, reasons=reasons, is_anothers=is_anothers)

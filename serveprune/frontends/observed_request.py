@@ -1,6 +1,9 @@
+from serveprune.config.observability import AccessLogConfig
 from serveprune.errors import Code, ServePruneError
+from serveprune.observability.access_log import AccessLog
 from serveprune.observability.request_observer import RequestObserver
 from serveprune.observability.request_record import RequestRecord
+from serveprune.observability.tracing_protocol import Tracing
 from serveprune.oip.messages import InferenceRequest
 
 
@@ -39,3 +42,16 @@ class ObservedRequest:
         headers = self._observer.answer_headers(record)
         self._observer.end(record)
         return headers
+
+
+def request_observer(access: AccessLogConfig | None, tracing: Tracing | None) -> RequestObserver | None:
+    """Return what follows requests, if anybody wants to know of them."""
+    log = None
+    if access is not None:
+        log = AccessLog(
+            sample_ratio=access.sample_ratio,
+            slow_seconds=access.slow_seconds,
+            errors=access.errors,
+            trace_ids=(lambda record: None) if tracing is None else tracing.ids_of,
+        )
+    return RequestObserver(tracing=tracing, access=log) if tracing is not None or log is not None else None

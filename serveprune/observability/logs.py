@@ -84,7 +84,7 @@ class BoundedLines(logging.StreamHandler[TextIO]):
         super().emit(record)
 
     def _is_news(self, record: logging.LogRecord, now: float) -> bool:
-        # By template, and there are few; the message tells how many tries there were.
+        # By logger and level, of which there are few; the message tells how many tries there were.
         key = f"{record.name} {record.levelname}"
         if now - self._written.get(key, -_REPEAT_SECONDS) < _REPEAT_SECONDS:
             return False

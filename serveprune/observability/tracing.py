@@ -135,9 +135,12 @@ class _OpenSpan:
     def note(self, attributes: Attributes) -> None:
         self._span.set_attributes(attributes)
 
-    def stage(self, name: str, *, begun_ns: int, ended_ns: int) -> None:
+    def stage(self, name: str, *, begun_ns: int, ended_ns: int, failure: str | None = None) -> None:
         within = trace.set_span_in_context(self._span, Context())
-        self._tracer.start_span(name, context=within, start_time=begun_ns).end(ended_ns)
+        stage = self._tracer.start_span(name, context=within, start_time=begun_ns)
+        if failure is not None:
+            stage.set_status(Status(StatusCode.ERROR, failure))
+        stage.end(ended_ns)
 
     def failed(self, reason: str) -> None:
         self._span.set_status(Status(StatusCode.ERROR, reason))

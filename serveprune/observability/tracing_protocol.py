@@ -16,8 +16,15 @@ class OpenSpan(Protocol):
         """Say more of what is done."""
         ...
 
-    def stage(self, name: str, *, begun_ns: int, ended_ns: int) -> None:
-        """Have a part of it that is over be a span below it; moments are nanoseconds since the epoch."""
+    def stage(self, name: str, *, begun_ns: int, ended_ns: int, failure: str | None = None) -> None:
+        """Have a part of it that is over be a span below it; moments are nanoseconds since the epoch.
+
+        Args:
+            name: Of the part.
+            begun_ns: When it began.
+            ended_ns: When it ended.
+            failure: Why it went wrong, if it did.
+        """
         ...
 
     def failed(self, reason: str) -> None:

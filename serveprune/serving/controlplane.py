@@ -12,7 +12,7 @@ from serveprune.config.versions import version_order
 from serveprune.models.instance import Instance
 from serveprune.models.registry import Model, Registry
 from serveprune.models.repository import VariantRepository
-from serveprune.models.variant import VariantState
+from serveprune.models.variant import Variant, VariantState
 from serveprune.oip.messages import ModelState, RepositoryEntry
 from serveprune.routing.tier_selection import QUALIFIER, split_name
 from serveprune.serving.bring_up import BringUp, Task
@@ -304,10 +304,16 @@ class ControlPlane:
         models = _highest_first(self._wanted_models())
         for model in models:
             yield model, DENSE, False
-        for model in models:
-            yield model, DENSE, True
+        # A build of another model may wait long, as for a store that cannot be reached.
+        cached = [model for model in models if _is_settled(model.pending(DENSE))]
+        for model in cached:
             for tier in _compressed(model):
                 yield model, tier, False
+        for model in models:
+            yield model, DENSE, True
+            if model not in cached:
+                for tier in _compressed(model):
+                    yield model, tier, False
         for model in models:
             for tier in _compressed(model):
                 yield model, tier, True
@@ -368,6 +374,10 @@ class ControlPlane:
                 self._reporter.publish(model, tier)
                 self._registry.refresh()
             self._changed.notify_all()
+
+
+def _is_settled(variant: Variant | None) -> bool:
+    return variant is None or variant.state.is_settled
 
 
 def _compressed(model: Model) -> list[str]:

@@ -6,7 +6,6 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Sequence
-from concurrent.futures import Future
 from contextlib import ExitStack
 from pathlib import Path
 from types import MappingProxyType
@@ -16,9 +15,10 @@ from prometheus_client import CollectorRegistry, PlatformCollector
 
 from serveprune.artifacts.builder import ArtifactBuilder, BuildRequest, BuildResult
 from serveprune.artifacts.opening import open_store
+from serveprune.artifacts.store import StoreEvent
 from serveprune.config.root import ServePruneConfig
-from serveprune.errors import Code, FailedPrecondition, Internal, ServePruneError, Unavailable
-from serveprune.frontends.http.operator_call import AskOperators, OperatorAnswer
+from serveprune.errors import Code, FailedPrecondition, Internal, ServePruneError
+from serveprune.frontends.http.operator_call import AdmittedOperators, AskOperators
 from serveprune.frontends.metrics_endpoint import MetricsEndpoint
 from serveprune.observability import metrics as series
 from serveprune.observability.metrics import Metrics
@@ -31,15 +31,13 @@ from serveprune.rollouts.rollouts import Rollouts
 from serveprune.server import Contents, Endpoints
 from serveprune.serving.loadable_models import FixedModels, LoadableModels
 from serveprune.serving.report import count_build
+from serveprune.supervision.answers import Answers
 from serveprune.supervision.division import config_of_one_process
 from serveprune.supervision.messages import (
     Apply,
     Begin,
     BuildAsked,
-    BuildEnded,
-    BuildProgressed,
     ChangeAsked,
-    ChangeEnded,
     Channel,
     CheckAsked,
     Checked,
@@ -48,7 +46,6 @@ from serveprune.supervision.messages import (
     Message,
     NotStarted,
     Observed,
-    OperatorAnswered,
     OperatorAsked,
     Spread,
     Standing,
@@ -100,7 +97,7 @@ class Supervisor:
         config: ServePruneConfig,
         *,
         command: Sequence[str],
-        builder: ArtifactBuilder,
+        make_builder: Callable[[Callable[[StoreEvent], None]], ArtifactBuilder],
         policy: RestartPolicy = _POLICY,
         loadable: LoadableModels = _FIXED,
         contents: Contents = MappingProxyType({}),
@@ -111,7 +108,7 @@ class Supervisor:
         Args:
             config: What to serve, and by how many processes.
             command: Runs one of them; see `ServingChild`.
-            builder: Builds for all.
+            make_builder: Returns what builds for all, given whom it is to tell what happens in a shared store.
             policy: When one that ended is replaced.
             loadable: Loads and unloads models when a client of any process asks for it.
             contents: See `Server`.
@@ -119,7 +116,7 @@ class Supervisor:
         """
         self._config = config
         self._command = command
-        self._builder = builder
+        self._make_builder = make_builder
         self._policy = policy
         self._loadable = loadable
         self._contents = _listed(contents)
@@ -137,11 +134,12 @@ class Supervisor:
         self._ports: dict[str, ReservedPort] = {}
         self._metrics: Metrics | None = None
         self._builds: SharedBuilds | None = None
+        self._answers: Answers | None = None
         self._folder = Path()
         self._observations = Observations()
         self.rollouts: Rollouts | None = None
         self._config_document: dict[str, Any] | None = None
-        self._ask_operators: AskOperators | None = None
+        self._operators = AdmittedOperators()
         self._told_at = 0.0
         self._driver: RolloutDriver | None = None
 
@@ -209,7 +207,7 @@ class Supervisor:
 
     def admit_operators(self, ask: AskOperators) -> None:
         """Have calls to the admin API answered that come through the page of any process."""
-        self._ask_operators = ask
+        self._operators.admit(ask)
 
     def _tell(self) -> None:
         """Tell all processes, once a second, what has changed of what only this one knows."""
@@ -225,26 +223,6 @@ class Supervisor:
         for child in self._children():
             if child.told != told and child.channel.send(told):
                 child.told = told
-
-    def _operate(self, child: ServingChild, asked: OperatorAsked) -> None:
-        channel, number = child.channel, asked.number
-
-        def tell(future: "Future[OperatorAnswer]") -> None:
-            if future.cancelled():
-                answered = OperatorAnswered(number=number, message="the server is shutting down")
-            elif (error := future.exception()) is None:
-                answered = OperatorAnswered(number=number, answer=future.result())
-            else:
-                _log.error("a call to the admin API failed: %s", error)
-                answered = OperatorAnswered(number=number, message="internal error; see the server's log")
-            _ignore(channel.send(answered))
-
-        try:
-            if self._ask_operators is None:
-                raise Unavailable("the admin API is not open yet, or no more")
-            self._ask_operators(asked.call).add_done_callback(tell)
-        except ServePruneError as error:
-            _ignore(channel.send(OperatorAnswered(number=number, message=error.message)))
 
     def stop(self, *, drain_seconds: float | None = None) -> bool:
         """Have all processes drain at the same time, end builds, and release everything; idempotent.
@@ -337,7 +315,10 @@ class Supervisor:
         self.rollouts = Rollouts(self._config.store.folder, self._metrics, tracing=self._tracing)
         self._driver = RolloutDriver(self.rollouts, observe=self._observations.take, obey=self._spread)
         self._deploy()
-        self._builds = SharedBuilds(self._builder, on_ended=self._count_build)
+        store_events = {event: self._metrics.counter(series.STORE_EVENTS, event) for event in StoreEvent}
+        builder = self._make_builder(lambda event: store_events[event].inc())
+        self._builds = SharedBuilds(builder, on_ended=self._count_build)
+        self._answers = Answers(self._builds, self._loadable, ask_operators=self._operators.ask)
         endpoint = MetricsEndpoint(self._registry())
         held.callback(endpoint.stop)
         shown_at = endpoint.start(server.metrics)
@@ -453,17 +434,12 @@ class Supervisor:
         return True
 
     def _take(self, child: ServingChild, message: Message) -> None:
-        if isinstance(message, BuildAsked):
-            self._ask_build(child, message)
+        if isinstance(message, BuildAsked | ChangeAsked | OperatorAsked):
+            assert self._answers is not None
+            self._answers.answer(message, child.channel)
             return
         if isinstance(message, Observed):
             self._observations.add(child.name, message.models)
-            return
-        if isinstance(message, ChangeAsked):
-            self._ask_change(child, message)
-            return
-        if isinstance(message, OperatorAsked):
-            self._operate(child, message)
             return
         with self._changed:
             match message:
@@ -481,33 +457,6 @@ class Supervisor:
                     child.is_hindered = True
                     _log.error("serving process %s could not start: %s", child.name, message.message)
             self._changed.notify_all()
-
-    def _ask_build(self, child: ServingChild, asked: BuildAsked) -> None:
-        assert self._builds is not None
-        channel, number = child.channel, asked.number
-        self._builds.ask(
-            asked.request,
-            on_progress=lambda progress: _ignore(channel.send(BuildProgressed(number=number, progress=progress))),
-            on_result=lambda result: _ignore(channel.send(BuildEnded(number=number, result=result))),
-        )
-
-    def _ask_change(self, child: ServingChild, asked: ChangeAsked) -> None:
-        channel, number = child.channel, asked.number
-
-        def tell(error: BaseException | None) -> None:
-            if error is None:
-                ended = ChangeEnded(number=number)
-            elif isinstance(error, ServePruneError):
-                ended = ChangeEnded(number=number, code=error.code, message=error.message)
-            else:
-                ended = ChangeEnded(number=number, code=Code.INTERNAL, message="internal error; see the server's log")
-            _ignore(channel.send(ended))
-
-        try:
-            change = self._loadable.load if asked.action == "load" else self._loadable.unload
-            change(asked.name).add_done_callback(lambda future: tell(future.exception()))
-        except ServePruneError as error:
-            tell(error)
 
     def _bury(self, place: _Place, child: ServingChild, selector: selectors.BaseSelector) -> None:
         """Clear up after a process that ended, and decide when its place is filled again."""
@@ -559,10 +508,6 @@ class Supervisor:
 
 def _listed(contents: Contents) -> tuple[tuple[str, str, str], ...]:
     return tuple((name, version, content) for (name, version), content in contents.items())
-
-
-def _ignore(_: object) -> None:
-    """Take no note: a process that died asks again when it has been replaced."""
 
 
 def _as_error(message: NotStarted) -> ServePruneError:

@@ -1,17 +1,21 @@
 """Load a real server with requests that cost next to nothing to compute, and print what is left of the machine.
 
     python tests/benchmarks/hot_path.py [--model mlp|fashion] [--connections 1 8 32] [--seconds 5]
-        [--protocols json binary grpc] [--profile FOLDER --py-spy PATH]
+        [--protocols json binary grpc] [--profile FOLDER --py-spy PATH] [--tracing off 0.01 1 --turns 4]
 
 Needs `wrk` and `h2load` (Debian packages of these names). The load generator runs on the same cores as the server.
 While it runs, one more client sends requests of its own and compares every answer with ONNX Runtime's; the server's
 own counters must say that all answers were OK. Requests per CPU second of the server stay comparable where others use
 the machine at the same time. With `--profile`, py-spy samples the server under each load and leaves
 its raw stacks in the folder, from which `deploy/draw_hot_path.py` draws a picture.
+
+With `--tracing` a server for each of these shares of sampled requests is loaded in turns, and exports its spans to a
+process that reads and forgets them; then a table has medians over the turns, and the lowest and the highest of each.
 """
 
 import argparse
 import json
+import multiprocessing
 import os
 import re
 import shutil
@@ -25,8 +29,11 @@ import urllib.request
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from itertools import pairwise
+from multiprocessing.connection import Connection
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 import numpy as np
@@ -46,6 +53,7 @@ INFER = "/v2/models/model/infer"
 GRPC_INFER = "/inference.GRPCInferenceService/ModelInfer"
 BATCH_SIZES = (1, 2, 4, 8, 16, 32, 64)
 PATIENCE_SECONDS = 60.0
+OFF = "off"
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,6 +103,8 @@ def main() -> None:
     parser.add_argument("--seconds", type=int, default=5)
     parser.add_argument("--profile", type=Path, help="folder for py-spy's raw stacks, one file per load")
     parser.add_argument("--py-spy", default="py-spy", help="the program, if it is not on the path")
+    parser.add_argument("--tracing", nargs="+", default=[OFF], help="shares of requests that are sampled, or off")
+    parser.add_argument("--turns", type=int, default=1, help="how often each of them has its turn")
     arguments = parser.parse_args()
     for program in ("wrk", "h2load"):
         if shutil.which(program) is None:
@@ -103,15 +113,76 @@ def main() -> None:
         graph = benchmark_graph(arguments.model, Path(folder))
         limit = _in_process_limit(graph, seconds=1.0)
         print(f"{arguments.model}: in process, {os.cpu_count()} threads, best batch: {limit:,.0f} rows/s\n")
-        print("| protocol | connections | requests/s | of the limit | p50 ms | p99 ms | requests per CPU second |")
-        print("|---" * 7 + "|")
-        with _server(graph, Path(folder)) as endpoints:
-            for protocol in arguments.protocols:
-                for connections in arguments.connections:
-                    load = _measure(graph, endpoints, protocol, connections, arguments, Path(folder))
-                    rate, *rest = load.cells()
-                    share = f"{load.requests_per_second / limit:.2f}"
-                    print("| " + " | ".join((protocol, str(connections), rate, share, *rest)) + " |", flush=True)
+        columns = ("requests/s", "of the limit", "p50 ms", "p99 ms", "requests per CPU second")
+        _print_row(("tracing", "protocol", "connections", *columns))
+        print("|---" * 8 + "|")
+        loads: dict[tuple[str, str, int], list[Load]] = {}
+        with _collector(is_wanted=arguments.tracing != [OFF]) as collector:
+            for turn in range(arguments.turns):
+                # Whoever comes first in one turn comes last in the next.
+                for tracing in arguments.tracing[:: -1 if turn % 2 else 1]:
+                    with _server(graph, Path(folder), tracing=tracing, collector=collector) as endpoints:
+                        for protocol in arguments.protocols:
+                            for connections in arguments.connections:
+                                load = _measure(graph, endpoints, protocol, connections, arguments, Path(folder))
+                                loads.setdefault((tracing, protocol, connections), []).append(load)
+                                rate, *rest = load.cells()
+                                share = f"{load.requests_per_second / limit:.2f}"
+                                _print_row((tracing, protocol, str(connections), rate, share, *rest))
+    if arguments.turns > 1:
+        _print_medians(loads)
+
+
+def _print_row(cells: Sequence[str]) -> None:
+    print("| " + " | ".join(cells) + " |", flush=True)
+
+
+def _print_medians(loads: Mapping[tuple[str, str, int], Sequence[Load]]) -> None:
+    print("\nmedian (lowest to highest)\n")
+    _print_row(("tracing", "protocol", "connections", "turns", "requests/s", "requests per CPU second"))
+    print("|---" * 6 + "|")
+    for (tracing, protocol, connections), found in loads.items():
+        spreads = [
+            f"{median(figures):,.0f} ({min(figures):,.0f} to {max(figures):,.0f})"
+            for figures in ([load.requests_per_second for load in found], [load.per_cpu_second for load in found])
+        ]
+        _print_row((tracing, protocol, str(connections), str(len(found)), *spreads))
+
+
+@contextmanager
+def _collector(*, is_wanted: bool) -> Iterator[str]:
+    """Run what takes spans, in a process of its own, and give its address."""
+    if not is_wanted:
+        yield ""
+        return
+    context = multiprocessing.get_context("spawn")
+    ours, its = context.Pipe()
+    process = context.Process(target=_collect, args=(its,), daemon=True)
+    process.start()
+    try:
+        yield f"http://127.0.0.1:{ours.recv()}"
+    finally:
+        process.terminate()
+        process.join()
+
+
+def _collect(told: Connection) -> None:
+    class Forgetting(BaseHTTPRequestHandler):
+        protocol_version = "HTTP/1.1"
+
+        def do_POST(self) -> None:  # the library's name
+            self.rfile.read(int(self.headers["Content-Length"]))
+            self.send_response(200)
+            self.send_header("Content-Type", "application/x-protobuf")
+            self.send_header("Content-Length", "0")
+            self.end_headers()
+
+        def log_message(self, format: str, *arguments: Any) -> None:
+            pass
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Forgetting)
+    told.send(server.server_address[1])
+    server.serve_forever()
 
 
 def _measure(
@@ -183,11 +254,13 @@ def _in_process_limit(graph: Graph, *, seconds: float) -> float:
 
 
 @contextmanager
-def _server(graph: Graph, folder: Path) -> Iterator[Endpoints]:
+def _server(graph: Graph, folder: Path, *, tracing: str, collector: str) -> Iterator[Endpoints]:
     announced = folder / "endpoints.json"
+    announced.unlink(missing_ok=True)
+    sampled = {} if tracing == OFF else {"tracing": {"endpoint": collector, "sample_ratio": float(tracing)}}
     config = {
         "store": {"path": str(folder / "store")},
-        "server": {"http": "127.0.0.1:0", "grpc": "127.0.0.1:0", "metrics": "127.0.0.1:0"},
+        "server": {"http": "127.0.0.1:0", "grpc": "127.0.0.1:0", "metrics": "127.0.0.1:0", **sampled},
         "models": {"model": {"source": {"onnx": str(graph.file)}, "tiers": ["dense"]}},
     }
     file = folder / "serveprune.yaml"

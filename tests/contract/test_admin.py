@@ -19,11 +19,11 @@ from contract.administered import CANARY, STRANGE, TOKEN, Administered, administ
 from contract.certificates import Authority
 from contract.http.served import RawAnswer, post, read_answer
 from serveprune.administration.grpc_endpoint import MAX_MESSAGE_BYTES
-from serveprune.administration.http_application import MAX_BODY_BYTES
 from serveprune.config.security import TlsConfig
 from serveprune.errors import FailedPrecondition, Internal
 from serveprune.frontends.grpc.pb import serveprune_admin_pb2 as pb
 from serveprune.frontends.grpc.pb.serveprune_admin_pb2_grpc import AdminServiceStub
+from serveprune.frontends.http.operator_bodies import MAX_BODY_BYTES
 
 ADA = {"who": "ada", "why": "it looks good"}
 SHOWN = (("authorization", f"Bearer {TOKEN}"),)

@@ -117,7 +117,7 @@ class Browser:
 
 
 @contextmanager
-def browsing(profile: Path) -> Iterator[Browser]:
+def browsing(profile: Path, *, trusts_any_certificate: bool = False) -> Iterator[Browser]:
     """Open a browser; skips the test where there is none."""
     chromium, driver_program = shutil.which("chromium"), shutil.which("chromedriver")
     if chromium is None or driver_program is None:
@@ -127,6 +127,7 @@ def browsing(profile: Path) -> Iterator[Browser]:
     for switch in ("headless", "no-sandbox", "disable-gpu", "disable-background-networking", "disable-dev-shm-usage"):
         options.add_argument(f"--{switch}")
     options.add_argument(f"--user-data-dir={profile}")
+    options.accept_insecure_certs = trusts_any_certificate
     options.set_capability("goog:loggingPrefs", {"browser": "ALL", "performance": "ALL"})
     driver = webdriver.Chrome(options=options, service=Service(driver_program))
     try:

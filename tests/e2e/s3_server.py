@@ -1,7 +1,8 @@
-"""moto's S3 on loopback, as a process of its own, from the environment that has it."""
+"""moto's S3 on loopback, as a process of its own."""
 
 import socket
 import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -9,7 +10,6 @@ import httpx
 
 from e2e.server_process import wait_until
 
-S3_PYTHON = Path(__file__).resolve().parents[2] / ".venv-s3" / "bin" / "python"
 ENVIRONMENT = {
     "AWS_ACCESS_KEY_ID": "testing",
     "AWS_SECRET_ACCESS_KEY": "testing",
@@ -42,7 +42,7 @@ class S3Server:
     def start(self) -> None:
         with self._log.open("ab") as log:
             self._process = subprocess.Popen(
-                [str(S3_PYTHON), "-m", "moto.server", "-H", "127.0.0.1", "-p", str(self.port)],
+                [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(self.port)],
                 stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT,
             )  # fmt: skip
         wait_until(self._answers, what="the S3 server answers")

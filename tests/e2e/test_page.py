@@ -12,6 +12,7 @@ import httpx
 import numpy as np
 import pytest
 import yaml
+from contract.certificates import Authority
 
 from e2e.browser import PHONE, Browser, browsing
 from e2e.conftest import DemoRun, Serve
@@ -339,6 +340,71 @@ def test_server_with_tokens_shows_nothing_without_one(
     # Nobody may act through a page that was not told so.
     assert not one_browser.one("#operate").is_displayed()
     assert httpx.get(f"{running.url}/ui/admin/config", trust_env=False).status_code == 404
+
+
+def test_page_is_as_whole_over_tls(serve: Serve, tmp_path: Path, dense_store: Path) -> None:
+    issued = Authority(tmp_path / "authority").issue("server")
+    file = write_fashion(
+        tmp_path,
+        stored=dense_store,
+        models={"fashion": {**FASHION, "tiers": ["dense"]}},
+        server={
+            "tls": {"certificate_file": str(issued.certificate), "key_file": str(issued.key)},
+            "tokens": {"environment": "SERVEPRUNE_TOKENS"},
+            "admin": ADMIN,
+        },
+    )
+    running = serve(file, environment=ENVIRONMENT).wait_open()
+    url = f"https://{running.endpoints['http']}"
+    with browsing(tmp_path / "profile", trusts_any_certificate=True) as browser:
+        browser.open(f"{url}/ui/")
+        browser.fill("#token", CLIENTS_TOKEN)
+        browser.click("dialog [type=submit]")
+        browser.wait(lambda: browser.text('#tiers [data-tier="dense"] .state') == "ready", what="dense is ready")
+        become_operator(browser)
+        browser.click('[data-act="reload"]')
+        browser.wait(lambda: browser.all('#config [data-outcome="unchanged"]'), what="the config is read again")
+        browser.click("#send")
+        assert float(shown_difference(browser)["cosine"]) == pytest.approx(1)
+        assert browser.script("return isSecureContext")
+        # That the first look had no token; nothing else was amiss, and nothing went another way.
+        assert all("401 (Unauthorized)" in complaint for complaint in browser.complaints())
+        others = (f"{url}/", f"blob:{url}/", "about:", "data:", "chrome:")
+        assert [asked for asked in browser.asked() if not asked.startswith(others)] == []
+
+
+def test_build_is_shown_while_it_runs(one_browser: Browser, serve: Serve, tmp_path: Path, dense_store: Path) -> None:
+    running = serve(write_fashion(tmp_path, stored=dense_store)).wait_open()
+    running.wait_state("fashion", "dense", "ready")
+    wait_until(lambda: "starting" not in stage(running), what="the build's process has begun to work")
+    child = running.build_child()
+    child.suspend()  # so that nothing below is a race
+    one_browser.open(f"{running.url}/ui/#fashion")
+    one_browser.wait(lambda: state(one_browser) == stage(running), what="the page says how far it is")
+    assert "1 being built" in one_browser.text("#tiers-sub")
+    (bar,) = one_browser.all('#tiers tr[data-tier="int8"] .bar')
+    assert bar.is_displayed()
+    # Dense has no latency of its own to be drawn at before a tier was measured beside it.
+    assert one_browser.all("#picture .dot") == []
+
+    child.resume()
+    one_browser.wait(lambda: state(one_browser) == "ready", what="the page shows the tier")
+    assert not bar.is_displayed()
+    assert "being built" not in one_browser.text("#tiers-sub")
+    one_browser.wait(lambda: len(one_browser.all("#picture .dot")) == 2, what="both tiers are in the picture")
+
+
+def state(browser: Browser) -> str:
+    return browser.text('#tiers tr[data-tier="int8"] .state')
+
+
+def stage(server: ServerProcess) -> str:
+    """Return in the page's words how far the build is."""
+    int8 = server.tiers("fashion")["int8"]
+    progress = int8["progress"]
+    if progress is None:
+        return str(int8["state"])
+    return f"building {int(100 * progress['fraction'] + 0.5)} %, {progress['message'] or progress['stage']}"
 
 
 def test_page_can_be_switched_off(serve: Serve, tmp_path: Path, dense_store: Path) -> None:

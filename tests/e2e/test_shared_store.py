@@ -10,10 +10,9 @@ from typing import Any
 import pytest
 
 from e2e.deployment import write_fashion
-from e2e.s3_server import ENVIRONMENT, S3_PYTHON, S3Server, running
-from e2e.server_process import ServerProcess, wait_until
+from e2e.s3_server import ENVIRONMENT, S3Server, running
+from e2e.server_process import COMMAND, ServerProcess, wait_until
 
-COMMAND = (str(S3_PYTHON), "-m", "serveprune")
 LEASE_SECONDS = 8
 
 Replica = Callable[..., ServerProcess]
@@ -21,8 +20,6 @@ Replica = Callable[..., ServerProcess]
 
 @pytest.fixture(scope="module")
 def s3(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3Server]:
-    if not S3_PYTHON.exists():
-        pytest.skip(f"needs {S3_PYTHON}: make test installs it")
     yield from running(tmp_path_factory.mktemp("s3") / "server.log")
 
 
@@ -44,7 +41,7 @@ def replica(s3: S3Server, tmp_path: Path) -> Iterator[Replica]:
 
         def start(name: str, **settings: Any) -> ServerProcess:
             file = config(tmp_path / name, settings.pop("url", s3.url), prefix=tmp_path.name, **settings)
-            server = ServerProcess(file, environment=ENVIRONMENT, command=COMMAND)
+            server = ServerProcess(file, environment=ENVIRONMENT)
             return running_servers.enter_context(server).wait_open()
 
         yield start
@@ -103,12 +100,10 @@ def test_builder_is_killed_and_another_machine_takes_over_then_a_third_fetches(
 
 
 def test_warm_copy_serves_while_the_store_is_away_and_builds_wait_until_it_is_back(tmp_path: Path) -> None:
-    if not S3_PYTHON.exists():
-        pytest.skip(f"needs {S3_PYTHON}: make test installs it")
     away = S3Server(tmp_path / "s3.log")
     file = config(tmp_path / "one", away.url, prefix="p")
     try:
-        with ServerProcess(file, environment=ENVIRONMENT, command=COMMAND) as cold:
+        with ServerProcess(file, environment=ENVIRONMENT) as cold:
             cold.wait_open()
             wait_until(
                 lambda: (
@@ -120,7 +115,7 @@ def test_warm_copy_serves_while_the_store_is_away_and_builds_wait_until_it_is_ba
             cold.wait_ready("fashion")
             away.stop()
             assert cold.http.get("/v2/models/fashion/ready").status_code == 200
-        with ServerProcess(file, environment=ENVIRONMENT, command=COMMAND) as warm:
+        with ServerProcess(file, environment=ENVIRONMENT) as warm:
             warm.wait_open().wait_ready("fashion")
             assert warm.metric("serveprune_store_events_total", event="unreachable") == 0
     finally:

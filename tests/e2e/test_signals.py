@@ -1,7 +1,6 @@
 """How a server ends: asked politely, asked twice, killed, and when it cannot begin."""
 
 import fcntl
-import json
 import os
 import select
 import signal
@@ -10,71 +9,38 @@ import subprocess
 import termios
 import threading
 import time
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import grpc
 import httpx
 import pytest
-from contract.grpc.messages import of_arrays
 
 from e2e.conftest import Serve
 from e2e.deployment import write_fashion, write_slow
-from e2e.graphs import SLOW_WIDTH, slow_inputs
 from e2e.server_process import COMMAND, ServerProcess, is_alive, marked_environment, marked_processes, wait_until
+from e2e.slow_requests import EXECUTORS, ask_grpc, ask_http, in_flight, wait_in_flight
 
 IN_FLIGHT = 20
-STEPS_OF_A_MOMENT = 2_000
+STEPS_OF_SECONDS = 1_500_000
 STEPS_WITHOUT_END = 200_000_000
-
-
-def ask_http(server: ServerProcess, steps: int) -> httpx.Response:
-    inputs = [
-        {"name": name, "datatype": {"i": "INT64", "f": "FP32"}[array.dtype.kind], "shape": array.shape, "data": data}
-        for name, array in slow_inputs(steps).items()
-        for data in [array.ravel().tolist()]
-    ]
-    return server.http.post("/v2/models/slow/infer", content=json.dumps({"inputs": inputs}))
-
-
-def ask_grpc(server: ServerProcess, steps: int) -> bytes:
-    answer = server.stub.ModelInfer(of_arrays("slow", **slow_inputs(steps)))
-    return bytes(answer.raw_output_contents[0])
 
 
 @pytest.fixture
 def slow_server(serve: Serve, server: ServerProcess, tmp_path: Path) -> ServerProcess:
     """A server of its own with the slow model, which the other server has imported already."""
-    config = write_slow(tmp_path, stored=server.folder / "store", drain_seconds=60, executors=2)
+    config = write_slow(tmp_path, stored=server.folder / "store", drain_seconds=60, executors=EXECUTORS)
     return serve(config).wait_open().wait_ready("slow")
-
-
-def wait_in_flight(server: ServerProcess, count: int) -> None:
-    wait_until(lambda: server.metric("serveprune_requests_in_flight") == count, what=f"{count} requests are in flight")
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT], ids=lambda number: number.name)
 def test_every_request_in_flight_is_answered_when_a_signal_comes(
     slow_server: ServerProcess, number: signal.Signals
 ) -> None:
-    # The first two hold both executors for seconds, so that all others are in flight too when the signal comes.
-    with ThreadPoolExecutor(IN_FLIGHT) as threads:
-        over_http: list[Future[httpx.Response]] = []
-        over_grpc: list[Future[bytes]] = []
-        for index in range(IN_FLIGHT):
-            steps = 750 * STEPS_OF_A_MOMENT if index < 2 else STEPS_OF_A_MOMENT
-            if index % 2:
-                over_http.append(threads.submit(ask_http, slow_server, steps))
-            else:
-                over_grpc.append(threads.submit(ask_grpc, slow_server, steps))
-            if index < 2:
-                wait_in_flight(slow_server, index + 1)
-        wait_in_flight(slow_server, IN_FLIGHT)
-
+    with in_flight(slow_server, IN_FLIGHT, steps_of_the_first=STEPS_OF_SECONDS) as asked:
         exit_code = slow_server.stop(number)
 
-        assert [answer.result().status_code for answer in over_http] == [200] * (IN_FLIGHT // 2)
-        assert all(len(answer.result()) == 4 * SLOW_WIDTH for answer in over_grpc)
+        asked.check_answered()
     assert exit_code == 0
     assert "Traceback" not in slow_server.log
     assert not (slow_server.folder / "endpoints.json").exists()

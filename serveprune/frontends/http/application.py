@@ -12,7 +12,7 @@ from serveprune.frontends.http.body import inflate, read_body
 from serveprune.frontends.http.body_budget import BodyBudget
 from serveprune.frontends.http.inference import InferenceHandler
 from serveprune.frontends.http.observation import HttpObservation, answered
-from serveprune.frontends.http.page import Page, is_of_page
+from serveprune.frontends.http.page import Page, guarded, is_of_page
 from serveprune.frontends.http.reply import Reply, error_reply, json_reply
 from serveprune.frontends.http.request_headers import parse_headers
 from serveprune.frontends.http.routes import HttpRoute, Operation, find_route
@@ -73,6 +73,8 @@ class HttpApplication:
             if observed is not None:
                 observed.failed(error)
             reply = error_reply(error)
+        if self._page is not None and is_of_page(scope["raw_path"]):
+            reply = guarded(reply)
         if observed is not None:
             reply = answered(observed, reply)
         await reply.send(send)

@@ -4,6 +4,8 @@ from collections.abc import Callable
 from concurrent.futures import Future
 from dataclasses import dataclass
 
+from serveprune.errors import Unavailable
+
 
 @dataclass(frozen=True, slots=True)
 class OperatorCall:
@@ -12,7 +14,7 @@ class OperatorCall:
     Attributes:
         path: Of the admin API, still percent-encoded.
         shown: The values of the header ``authorization``.
-        peer: Who asked, for the audit log.
+        client: Address and port of who asked, for the audit log.
     """
 
     method: str
@@ -20,11 +22,11 @@ class OperatorCall:
     query: str
     shown: tuple[str, ...]
     body: str
-    peer: str
+    client: tuple[str, int] | None
 
     def __repr__(self) -> str:
         # Without the token.
-        return f"OperatorCall({self.method} {self.path!r} from {self.peer})"
+        return f"OperatorCall({self.method} {self.path!r} from {self.client})"
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,3 +40,20 @@ class OperatorAnswer:
 
 AskOperators = Callable[[OperatorCall], "Future[OperatorAnswer]"]
 """May raise ``ServePruneError``; does not block."""
+
+
+class AdmittedOperators:
+    """`AskOperators` of a server whose admin API opens after its page. Thread-safe."""
+
+    def __init__(self) -> None:
+        self._ask: AskOperators | None = None
+
+    def admit(self, ask: AskOperators) -> None:
+        """Have calls answered from now on."""
+        self._ask = ask
+
+    def ask(self, call: OperatorCall) -> "Future[OperatorAnswer]":
+        """See `AskOperators`."""
+        if self._ask is None:
+            raise Unavailable("the admin API is not open yet, or no more", retry_after_seconds=1.0)
+        return self._ask(call)

@@ -6,19 +6,15 @@ from collections.abc import Mapping
 from concurrent.futures import Executor
 from dataclasses import dataclass
 from importlib import resources
-from typing import Any
 
 import orjson
 
-from serveprune.errors import MessageTooLarge, ServePruneError
 from serveprune.frontends.authorization import Authorization, shown_in
 from serveprune.frontends.http.asgi import Header, Receive, Scope
-from serveprune.frontends.http.body import inflate, read_body
-from serveprune.frontends.http.body_budget import BodyBudget
 from serveprune.frontends.http.errors import MethodNotAllowed, NoSuchPath
+from serveprune.frontends.http.operator_bodies import OperatorBodies
 from serveprune.frontends.http.operator_call import AskOperators, OperatorCall
-from serveprune.frontends.http.reply import Reply, error_reply
-from serveprune.frontends.http.request_headers import parse_headers
+from serveprune.frontends.http.reply import Reply
 from serveprune.frontends.planes import PageData
 
 _ROOT = b"/ui"
@@ -33,7 +29,6 @@ _TYPES = {
 }
 _FRESH_SECONDS = 1.0
 """However many look at the page, what it shows is made no more often than that."""
-_MAX_BODY_BYTES = 2**16
 _MAX_BODIES_BYTES = 2**20
 
 # Nothing of another origin, nothing inline, no text taken for HTML: what a config or a client wrote stays text.
@@ -49,14 +44,21 @@ _SECURITY: tuple[Header, ...] = (
     (b"cross-origin-opener-policy", b"same-origin"),
     (b"cross-origin-resource-policy", b"same-origin"),
 )
-_UNKEPT: Header = (b"cache-control", b"no-store")
-_ASKED_EACH_TIME: Header = (b"cache-control", b"no-cache")
+_CACHE_CONTROL = b"cache-control"
+_UNKEPT: Header = (_CACHE_CONTROL, b"no-store")
+_ASKED_EACH_TIME: Header = (_CACHE_CONTROL, b"no-cache")
 """A browser may keep it, and asks whether it is still the same."""
 
 
 def is_of_page(raw_path: bytes) -> bool:
     """Tell whether a path is the page's, whether or not there is something."""
     return raw_path.startswith(_ROOT) and raw_path[len(_ROOT) : len(_ROOT) + 1] in (b"", b"/")
+
+
+def guarded(reply: Reply) -> Reply:
+    """Return a reply of the page, be it an error, with what keeps browsers from doing more with it than is meant."""
+    says_who_keeps_it = any(name == _CACHE_CONTROL for name, _ in reply.headers)
+    return Reply(reply.status, (*reply.headers, *_SECURITY, *(() if says_who_keeps_it else (_UNKEPT,))), reply.parts)
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,28 +87,23 @@ class Page:
             workers: Make the document of it.
             authorization: Judges who may see that; the files themselves are for everybody.
             ask_operators: See `HttpFrontend`.
-            body_timeout_seconds: Within which a body must come.
+            body_timeout_seconds: Within which the body of a call to the admin API must come.
         """
         self._data = data
         self._workers = workers
         self._authorization = authorization
         self._ask_operators = ask_operators
-        self._body_timeout_seconds = body_timeout_seconds
-        self._budget = BodyBudget(_MAX_BODIES_BYTES)
+        self._bodies = OperatorBodies(max_together_bytes=_MAX_BODIES_BYTES, timeout_seconds=body_timeout_seconds)
         self._files = _read_files()
         self._document: asyncio.Future[bytes] | None = None
         self._asked_at = 0.0
 
     async def reply(self, scope: Scope, receive: Receive) -> Reply:
-        """Return what a request gets."""
-        try:
-            reply = await self._reply(scope, receive)
-        except ServePruneError as error:
-            failure = error_reply(error)
-            reply = Reply(failure.status, (*failure.headers, _UNKEPT), failure.parts)
-        return Reply(reply.status, (*reply.headers, *_SECURITY), reply.parts)
+        """Return what a request gets; it goes out `guarded`.
 
-    async def _reply(self, scope: Scope, receive: Receive) -> Reply:
+        Raises:
+            ServePruneError: It gets nothing.
+        """
         path: bytes = scope["raw_path"]
         if self._ask_operators is not None and path.startswith(_OPERATORS):
             return await self._operate(self._ask_operators, scope, receive)
@@ -119,7 +116,7 @@ class Page:
             refusal = self._authorization.refusal(shown_in(scope["headers"])) if self._authorization else None
             if refusal is not None:
                 raise refusal
-            return Reply(200, ((b"content-type", b"application/json"), _UNKEPT), (await self._state(),))
+            return Reply(200, ((b"content-type", b"application/json"),), (await self._state(),))
         name = path.removeprefix(_ROOT + b"/").decode("ascii", errors="replace") or _INDEX
         file = self._files.get(name)
         if file is None:
@@ -144,30 +141,20 @@ class Page:
 
     async def _operate(self, ask: AskOperators, scope: Scope, receive: Receive) -> Reply:
         """Hand a call on to the admin API, which looks at its token first."""
-        headers = parse_headers(scope["headers"])
-        try:
-            with self._budget.share() as take:
-                body = await read_body(
-                    receive,
-                    take=take,
-                    declared_bytes=headers.body_bytes,
-                    max_bytes=_MAX_BODY_BYTES,
-                    timeout_seconds=self._body_timeout_seconds,
-                )
-            body = inflate(body, coding=headers.coding, max_bytes=_MAX_BODY_BYTES)
-        except MessageTooLarge:
-            raise MessageTooLarge(f"body: expected at most {_MAX_BODY_BYTES} bytes, got more") from None
+        shown = shown_in(scope["headers"])
+        # Whoever shows no token gets no further, whatever else they send.
+        body = await self._bodies.read(scope["headers"], receive) if shown else b""
         call = OperatorCall(
             scope["method"],
             scope["raw_path"].decode("latin-1").removeprefix("/ui"),
             scope["query_string"].decode("latin-1"),
-            tuple(value.decode("latin-1") for value in shown_in(scope["headers"])),
-            bytes(body).decode("latin-1"),
-            _peer(scope),
+            tuple(value.decode("latin-1") for value in shown),
+            body.decode("latin-1"),
+            scope.get("client"),
         )
         answer = await asyncio.shield(asyncio.wrap_future(ask(call)))
         told = tuple((name.encode("latin-1"), value.encode("latin-1")) for name, value in answer.headers)
-        return Reply(answer.status, (*told, _UNKEPT), (answer.body.encode("latin-1"),))
+        return Reply(answer.status, told, (answer.body.encode("latin-1"),))
 
 
 def _read_files() -> Mapping[str, _File]:
@@ -196,11 +183,3 @@ def _names(scope: Scope, tag: bytes) -> bool:
         for name, value in scope["headers"]
         if name == b"if-none-match"
     )
-
-
-def _peer(scope: Scope) -> str:
-    client: Any = scope.get("client")
-    if not client:
-        return "unknown"
-    host, port = client
-    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"

@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import socket
 import threading
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor, as_completed
@@ -12,7 +13,7 @@ import httpx
 import pytest
 
 from contract.administered import STRANGE, TOKEN, Administered, administered
-from contract.http.served import serve
+from contract.http.served import read_answer, serve
 from contract.numpy_plane import SECRET, NumpyPlane
 from serveprune.config.security import TokensConfig
 from serveprune.config.server import ServerConfig
@@ -132,6 +133,8 @@ def test_path_is_404_when_nothing_is_there(client: httpx.Client, path: str) -> N
 
     assert answer.status_code == 404
     assert set(answer.json()) == {"error"}
+    if answer.request.url.raw_path.startswith(b"/ui/"):
+        expect_guarded(answer)
 
 
 @pytest.mark.parametrize("path", ["/ui", "/ui/", "/ui/main.js", "/ui/state"])
@@ -167,6 +170,8 @@ def test_document_that_cannot_be_made_is_an_error_that_tells_nothing(told: Told,
 
     assert answer.status_code == 500
     assert SECRET not in answer.text
+    expect_guarded(answer)
+    assert answer.headers["cache-control"] == "no-store"
 
 
 def test_there_is_no_page_without_its_data() -> None:
@@ -225,6 +230,15 @@ def test_operators_token_is_what_counts_there(told: Told, operated: Administered
     refused = [line["asked"] for line in operated.audit() if line["event"] == "refusal"]
     assert refused[:2] == ["GET /admin/config", "POST /admin/rollouts/fashion/abort"]
     assert STRANGE not in f"{operated.audit()}"
+
+
+def test_body_of_a_call_without_a_token_is_not_awaited(told: Told, operated: Administered) -> None:
+    with page(told, ask_operators=operated.admin.relay.ask) as client:
+        # Says that more comes, and sends nothing; with a token that would be waited for.
+        head = b"POST /ui/admin/config/reload HTTP/1.1\r\nHost: x\r\nContent-Length: 100\r\n\r\n"
+        with socket.create_connection((client.base_url.host, client.base_url.port), timeout=20) as connection:
+            connection.sendall(head)
+            assert read_answer(connection).status == 401
 
 
 def test_call_of_an_operator_is_503_while_nobody_can_answer_it(told: Told) -> None:

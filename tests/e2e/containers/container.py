@@ -1,7 +1,7 @@
 """A container that serves, confined as an operator would confine it."""
 
 import subprocess
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Self
@@ -16,6 +16,10 @@ from serveprune.frontends.grpc.pb.open_inference_pb2_grpc import GRPCInferenceSe
 
 MEMORY = "3g"
 PYTHON = "/opt/serveprune/bin/python"
+THIS_MACHINE = "10.0.2.2"
+"""The loopback of the machine that runs them, for containers that are allowed to reach it."""
+
+REACHES_THIS_MACHINE = "slirp4netns:allow_host_loopback=true"
 
 _CONFINED = (
     *("--read-only", "--read-only-tmpfs=false", "--cap-drop", "all", "--security-opt", "no-new-privileges"),
@@ -29,13 +33,34 @@ _PORTS = {"http": 8080, "grpc": 8081, "metrics": 8082}
 class Container:
     """A running container, and clients of it."""
 
-    def __init__(self, engine: Engine, image: str, *, config: Path, store: str) -> None:
+    def __init__(
+        self,
+        engine: Engine,
+        image: str,
+        *,
+        config: Path,
+        store: str,
+        network: str = "slirp4netns",
+        options: Sequence[str] = (),
+        arguments: Sequence[str] = (),
+    ) -> None:
+        """Start one.
+
+        Args:
+            engine: Has the image.
+            image: Its name.
+            config: Folder that is mounted where the image looks for its config.
+            store: Volume of the store.
+            network: What it is connected to.
+            options: More of `podman run`.
+            arguments: In place of the image's own.
+        """
         self._engine = engine
         self.name = engine.run(
-            *("podman", "run", "--detach", "--network", "slirp4netns", *_CONFINED),
+            *("podman", "run", "--detach", "--network", network, *_CONFINED, *options),
             *(word for port in _PORTS.values() for word in ("--publish", f"127.0.0.1::{port}")),
             *("--volume", f"{config}:/etc/serveprune:ro", "--volume", f"{store}:/var/lib/serveprune"),
-            image,
+            *(image, *arguments),
         )
 
     def __enter__(self) -> Self:

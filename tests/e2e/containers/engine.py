@@ -2,6 +2,7 @@
 
 import hashlib
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -38,6 +39,7 @@ driver = "overlay"
 graphroot = "{folder}/graph"
 runroot = "{folder}/run"
 """
+_EXTRAS = re.compile(r'^ARG EXTRAS="(.*)"$', re.MULTILINE)
 _PIP_CONF = "[global]\nno-index = true\nfind-links = /packages\n"
 _NOT_OF_A_SLIM_IMAGE = ("usr/share/doc", "usr/share/man", "usr/share/locale", "var/cache/apt", "var/lib/apt/lists")
 
@@ -89,7 +91,8 @@ class Engine:
     ) -> None:
         """Build an image from a folder, with packages from the folder of wheels only."""
         self.run(
-            *("buildah", "bud", "--quiet", "--isolation", "chroot", "--pull-never", "--format", "docker"),
+            # Layers: what two targets have in common is made once.
+            *("buildah", "bud", "--quiet", "--layers", "--isolation", "chroot", "--pull-never", "--format", "docker"),
             *("--secret", f"id=pip,src={self._folder / 'pip.conf'}", "--volume", f"{CACHE / 'wheels'}:/packages:ro"),
             *(word for pair in arguments.items() for word in ("--build-arg", "=".join(pair))),
             *(("--target", target) if target is not None else ()),
@@ -132,7 +135,9 @@ def fetch_wheels() -> None:
     """Have the packages of both images in a folder, of the pinned versions, as this machine gets packages anyway."""
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     constraints = ROOT / "deploy" / "constraints.txt"
-    wanted = [*project["dependencies"], *project["optional-dependencies"]["compress"], "hatchling"]
+    (extras,) = _EXTRAS.findall((ROOT / "Dockerfile").read_text(encoding="utf-8"))
+    optional = [line for extra in ("compress", *extras.split(",")) for line in project["optional-dependencies"][extra]]
+    wanted = [*project["dependencies"], *optional, "hatchling"]
     digest = hashlib.sha256(constraints.read_bytes() + "\n".join(wanted).encode()).hexdigest()
     wheels, seal = CACHE / "wheels", CACHE / "wheels.sha256"
     if wheels.exists() and seal.exists() and seal.read_text(encoding="utf-8") == digest:

@@ -14,7 +14,7 @@ _ARGUMENTS = {"TORCH": "torch==2.13.0"}
 
 
 def build_images(engine: Engine) -> None:
-    """Build both from this checkout."""
+    """Build both from this checkout; what the first one has on top of the second is not made for that one."""
     for tag in (SERVE, FULL):
         engine.build(tag, context=ROOT, target=tag.rpartition(":")[2], arguments=_ARGUMENTS)
 

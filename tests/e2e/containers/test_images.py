@@ -1,24 +1,21 @@
 """What the images are, and how their containers live."""
 
 import json
+import signal
 import tomllib
-from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
-import httpx
 import pytest
-from contract.grpc.messages import of_arrays
 
 from e2e.containers.container import Container
 from e2e.containers.engine import ROOT, Engine
+from e2e.containers.every_tier import TIERS, ask_every_tier
 from e2e.containers.images import FULL, SERVE, sizes_bytes
-from e2e.deployment import fashion_images
-from e2e.graphs import SLOW_WIDTH, slow_inputs
 from e2e.server_process import wait_until
+from e2e.slow_requests import in_flight
 
 USER = 10001
 IN_FLIGHT = 12
-STEPS_OF_A_MOMENT = 2_000
 STEPS_OF_SECONDS = 1_000_000
 
 
@@ -28,26 +25,10 @@ def container(request: pytest.FixtureRequest) -> Container:
     return found
 
 
-def ask(container: Container, config: Path) -> None:
-    """Ask every tier over both protocols."""
-    image = fashion_images(config, 1)
-    for tier in ("dense", "int8"):
-        over_http = container.http.post(
-            f"/v2/models/fashion@{tier}/infer",
-            content=(config / "boot.png").read_bytes(),
-            headers={"Content-Type": "image/png"},
-        )
-        assert over_http.status_code == 200, over_http.text
-        assert over_http.headers["x-compression-tier"] == tier
-        over_grpc = container.stub.ModelInfer(of_arrays(f"fashion@{tier}", image=image), timeout=60)
-        assert over_grpc.parameters["tier"].string_param == tier
-        assert len(over_grpc.raw_output_contents[0]) == 4 * 10
-
-
 def test_every_tier_answers_over_both_protocols_and_is_counted(container: Container, config: Path) -> None:
-    before = {tier: requests_of(container, tier) for tier in ("dense", "int8")}
+    before = {tier: requests_of(container, tier) for tier in TIERS}
 
-    ask(container, config)
+    ask_every_tier(container, config)
 
     assert {tier: requests_of(container, tier) - before[tier] for tier in before} == {"dense": 2, "int8": 2}
 
@@ -101,7 +82,7 @@ def test_container_that_starts_again_builds_nothing(images: Engine, full: Contai
     with Container(images, FULL, config=config, store="store") as again:
         again.wait_settled("fashion", "ready")
 
-        ask(again, config)
+        ask_every_tier(again, config)
 
         assert again.metric("serveprune_builds_total", outcome="built") == 0
 
@@ -125,48 +106,24 @@ def test_probe_finds_nobody_where_no_server_is(images: Engine) -> None:
 
 
 def test_stop_answers_every_request_in_flight(images: Engine, full: Container, config: Path) -> None:
-    with (
-        Container(images, SERVE, config=config, store="store") as container,
-        ThreadPoolExecutor(IN_FLIGHT) as threads,
-    ):
+    with Container(images, SERVE, config=config, store="store") as container:
         container.wait_settled("slow", "ready")
-        over_http: list[Future[httpx.Response]] = []
-        over_grpc: list[Future[bytes]] = []
-        for index in range(IN_FLIGHT):
-            # The first two hold both executors, so that all others are in flight too when the signal comes.
-            steps = STEPS_OF_SECONDS if index < 2 else STEPS_OF_A_MOMENT
-            if index % 2:
-                over_http.append(threads.submit(ask_http, container, steps))
-            else:
-                over_grpc.append(threads.submit(ask_grpc, container, steps))
-            if index < 2:
-                wait_in_flight(container, index + 1)
-        wait_in_flight(container, IN_FLIGHT)
+        with in_flight(container, IN_FLIGHT, steps_of_the_first=STEPS_OF_SECONDS) as asked:
+            assert container.stop(seconds=270) == 0
 
-        assert container.stop(seconds=270) == 0
-
-        assert [answer.result().status_code for answer in over_http] == [200] * (IN_FLIGHT // 2)
-        assert [len(answer.result()) for answer in over_grpc] == [4 * SLOW_WIDTH] * (IN_FLIGHT // 2)
-        assert "Traceback" not in container.log
+            asked.check_answered()
+            assert "Traceback" not in container.log
 
 
-def ask_http(container: Container, steps: int) -> httpx.Response:
-    inputs = [
-        {"name": name, "datatype": {"i": "INT64", "f": "FP32"}[array.dtype.kind], "shape": array.shape, "data": data}
-        for name, array in slow_inputs(steps).items()
-        for data in [array.ravel().tolist()]
-    ]
-    return container.http.post("/v2/models/slow/infer", content=json.dumps({"inputs": inputs}))
+def test_stop_is_heeded_while_it_still_starts(images: Engine, config: Path, tmp_path: Path) -> None:
+    # The first process of a container is spared every signal that it has no handler for. Here imports take their time.
+    (tmp_path / "typer.py").write_text("import time\nprint('importing', flush=True)\ntime.sleep(600)\n")
+    tmp_path.chmod(0o755)
+    options = ("--volume", f"{tmp_path}:/slow:ro", "--env", "PYTHONPATH=/slow")
+    with Container(images, SERVE, config=config, store="never", options=options) as container:
+        wait_until(lambda: "importing" in container.log, what="the command is imported")
 
-
-def ask_grpc(container: Container, steps: int) -> bytes:
-    return bytes(container.stub.ModelInfer(of_arrays("slow", **slow_inputs(steps))).raw_output_contents[0])
-
-
-def wait_in_flight(container: Container, count: int) -> None:
-    wait_until(
-        lambda: container.metric("serveprune_requests_in_flight") == count, what=f"{count} requests are in flight"
-    )
+        assert container.stop(seconds=60) == 128 + signal.SIGTERM
 
 
 @pytest.mark.parametrize("image", [SERVE, FULL])
@@ -179,10 +136,10 @@ def test_image_says_what_it_is_and_keeps_no_secret(images: Engine, image: str) -
     assert labels["org.opencontainers.image.licenses"] == "Apache-2.0"
     assert described["Config"]["StopSignal"] in ("SIGTERM", "15")
     assert described["Config"]["Entrypoint"] == ["/opt/serveprune/bin/serveprune"]
-    code = "import os; print([path for path in ('/etc/pip.conf', '/run/secrets/pip') if os.path.getsize(path)])"
+    secrets = ("/etc/pip.conf", "/run/secrets/pip")
+    code = f"import os; print([file for file in {secrets} if os.path.exists(file) and os.path.getsize(file)])"
     found = images.tried(
-        *("podman", "run", "--rm", "--network", "none", "--entrypoint", "/opt/serveprune/bin/python", image),
-        *("-c", code.replace("os.path.getsize(path)", "os.path.exists(path) and os.path.getsize(path)")),
+        *("podman", "run", "--rm", "--network", "none", "--entrypoint", "/opt/serveprune/bin/python", image, "-c", code)
     )
     assert found.stdout.strip() == "[]", found.stderr
 

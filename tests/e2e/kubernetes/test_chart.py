@@ -26,7 +26,7 @@ from e2e.kubernetes.charts import (
     the,
     violations_of_restricted,
 )
-from e2e.monitoring import prometheus_tool
+from e2e.monitoring import alerts, prometheus_tool
 from serveprune import __version__
 from serveprune.config.loading import load_config
 from serveprune.config.root import ServePruneConfig
@@ -55,13 +55,19 @@ _RULE = _strict(
 SPECS_OF_THE_OPERATOR = {
     "ServiceMonitor": _strict(
         ["selector", "endpoints"],
-        jobLabel={"type": "string"},
         selector=_strict(["matchLabels"], matchLabels=_TEXTS),
         endpoints={
             "type": "array",
             "minItems": 1,
             "items": _strict(
-                ["port"], port={"type": "string"}, path={"type": "string"}, interval={"pattern": r"^\d+(ms|s|m|h)$"}
+                ["port"],
+                port={"type": "string"},
+                path={"type": "string"},
+                interval={"pattern": r"^\d+(ms|s|m|h)$"},
+                relabelings={
+                    "type": "array",
+                    "items": _strict(["targetLabel"], targetLabel={"type": "string"}, replacement={"type": "string"}),
+                },
             ),
         },
     ),
@@ -318,11 +324,27 @@ def test_service_monitor_finds_the_service_with_metrics_and_no_other(rendered: d
     monitor = the(manifests, "ServiceMonitor")["spec"]
     wanted = monitor["selector"]["matchLabels"].items()
     found = [each for each in manifests if each["kind"] == "Service" and wanted <= each["metadata"]["labels"].items()]
-    assert [service["metadata"]["name"] for service in found] == ["sp-tiers"]
-    assert monitor["endpoints"][0]["port"] in {port["name"] for port in found[0]["spec"]["ports"]}
-    # What `up{job="serveprune"}` of the alerts goes by.
-    default = the(rendered["object store"], "Service")["metadata"]["labels"]
-    assert default[monitor["jobLabel"]] == "serveprune"
+    assert [service["metadata"]["name"] for service in found] == ["sp-tiers-metrics"]
+    (endpoint,) = monitor["endpoints"]
+    assert endpoint["port"] in {port["name"] for port in found[0]["spec"]["ports"]}
+
+
+def test_each_release_is_a_job_that_the_alerts_know(rendered: dict[str, list[Manifest]]) -> None:
+    (endpoint,) = the(rendered["everything"], "ServiceMonitor")["spec"]["endpoints"]
+    (job,) = (each["replacement"] for each in endpoint["relabelings"] if each["targetLabel"] == "job")
+    # Whatever its name, here one without the word.
+    assert job == "serveprune/ml/sp-tiers"
+    known = set(re.findall(r'job=~"(.*?)"', json.dumps(alerts()).replace('\\"', '"')))
+    assert known
+    assert [pattern for pattern in known if not re.fullmatch(pattern, job)] == []
+
+
+def test_only_inference_is_reached_from_outside(rendered: dict[str, list[Manifest]]) -> None:
+    services = [each["spec"] for each in rendered["everything"] if each["kind"] == "Service"]
+    outside = [
+        port["name"] for spec in services if spec.get("type", "ClusterIP") != "ClusterIP" for port in spec["ports"]
+    ]
+    assert outside == ["http", "grpc"]
 
 
 def adapter_rules() -> list[dict[str, Any]]:

@@ -30,8 +30,8 @@ class Spans:
     def note(self, attributes: Any) -> None:
         self.said.append(dict(attributes))
 
-    def stage(self, name: str, *, begun_ns: int, ended_ns: int) -> None:
-        self.said.append((name, begun_ns, ended_ns))
+    def stage(self, name: str, *, begun_ns: int, ended_ns: int, failure: str | None = None) -> None:
+        self.said.append((name, begun_ns, ended_ns, failure))
 
     def failed(self, reason: str) -> None:
         self.said.append(reason)
@@ -46,7 +46,7 @@ class Builder:
         self, request: BuildRequest, *, on_progress: Callable[[BuildProgress], None], cancelled: Event
     ) -> BuildResult:
         for number, stage in enumerate(self._stages):
-            on_progress(BuildProgress(stage, number / len(self._stages)))
+            on_progress(BuildProgress(stage, 1.0 if stage == "done" else number / len(self._stages)))
         return self._result
 
 
@@ -64,16 +64,17 @@ def said_of(*stages: str, result: BuildResult) -> list[Any]:
 
 
 def test_each_stage_is_a_span_from_its_first_word_to_that_of_the_next() -> None:
-    said = said_of("import", "prune", "prune", "measure", result=BuildResult(BuildOutcome.BUILT, key="k"))
+    said = said_of("import", "prune", "prune", "measure", "done", result=BuildResult(BuildOutcome.BUILT, key="k"))
     assert said == [
         ("build", {"serveprune.model": "m", "serveprune.version": "3", "serveprune.tier": "int8"}),
-        ("import", 100, 101),
-        ("prune", 102, 103),
-        ("measure", 104, 105),
+        ("import", 100, 101, None),
+        ("prune", 102, 103, None),
+        ("measure", 104, 105, None),
         {"serveprune.build.outcome": "built", "serveprune.build.key": "k"},
     ]
 
 
-def test_failed_build_says_why() -> None:
-    said = said_of(result=BuildResult(BuildOutcome.FAILED, reasons=("no disk", "no luck")))
+def test_failed_build_says_why_and_at_which_stage() -> None:
+    said = said_of("import", "prune", result=BuildResult(BuildOutcome.FAILED, reasons=("no disk", "no luck")))
+    assert said[1:3] == [("import", 100, 101, None), ("prune", 102, 103, "no disk; no luck")]
     assert said[-1] == "no disk; no luck"

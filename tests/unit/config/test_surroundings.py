@@ -27,6 +27,17 @@ def test_environment_gives_host_and_store_where_the_file_names_none(folder: Path
     assert config.store.path == Path("/var/lib/serveprune")
 
 
+def test_copies_of_a_shared_store_lie_where_the_environment_says(folder: Path) -> None:
+    shared = "store: {path: 's3://bucket/tiers'}\n"
+
+    config = load_config(write(folder, shared), environment=IMAGE)
+
+    assert config.store.path == "s3://bucket/tiers"
+    assert config.store.folder == Path("/var/lib/serveprune")
+    own = shared.replace("}", ", cache_path: copies}")
+    assert load_config(write(folder, own), environment=IMAGE).store.folder == folder / "copies"
+
+
 def test_file_goes_first(folder: Path) -> None:
     text = 'server: {http: "127.0.0.1:9000", executors: 3}\nstore: {path: mine, max_bytes: 1GiB}\n'
 

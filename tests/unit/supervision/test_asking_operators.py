@@ -5,7 +5,7 @@ from serveprune.frontends.http.operator_call import OperatorAnswer, OperatorCall
 from serveprune.supervision.asking_operators import AskingOperators
 from serveprune.supervision.messages import OperatorAnswered, OperatorAsked
 
-CALL = OperatorCall("POST", "/admin/rollouts/a/pause", "", ("Bearer a-token-of-operators",), "{}\xff", "127.0.0.1:9")
+CALL = OperatorCall("POST", "/admin/rollouts/a/pause", "", ("Bearer a-token-of-operators",), "{}\xff", ("127.0.0.1", 9))
 
 
 def test_calls_are_handed_on_and_each_gets_its_own_answer() -> None:

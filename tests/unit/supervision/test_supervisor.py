@@ -3,10 +3,9 @@ from pathlib import Path
 
 import pytest
 
-from serveprune.artifacts.builder import ArtifactBuilder
+from serveprune.building import ServingOnlyBuilder
 from serveprune.config.root import ServePruneConfig
 from serveprune.errors import Internal
-from serveprune.server import ServingOnlyBuilder
 from serveprune.supervision import supervisor
 from serveprune.supervision.restart_policy import RestartPolicy
 from serveprune.supervision.supervisor import Supervisor
@@ -32,9 +31,11 @@ def test_process_that_is_deaf_and_does_not_end_is_killed(monkeypatch: pytest.Mon
             "models": {"boots": {"source": {"onnx": __file__}}},
         }
     )
-    builder: ArtifactBuilder = ServingOnlyBuilder()
     server = Supervisor(
-        config, command=[sys.executable, "-c", DEAF], builder=builder, policy=RestartPolicy(early_deaths=1)
+        config,
+        command=[sys.executable, "-c", DEAF],
+        make_builder=lambda on_event: ServingOnlyBuilder(),
+        policy=RestartPolicy(early_deaths=1),
     )
     with pytest.raises(Internal, match="was killed by SIGKILL"):
         server.start()

@@ -3,6 +3,7 @@
 const CLIENT = "serveprune.token";
 const OPERATOR = "serveprune.operator-token";
 const WHO = "serveprune.operator";
+const PATIENCE_MS = 15000;
 
 export class Refused extends Error {
   constructor(status, message) {
@@ -39,7 +40,8 @@ async function ask(path, token, options = {}) {
 }
 
 export async function state() {
-  return (await ask("state", tokens.client)).document;
+  // A server that has taken the question and hangs must not pass for one that answers.
+  return (await ask("state", tokens.client, { signal: AbortSignal.timeout(PATIENCE_MS) })).document;
 }
 
 export async function operate(path, { token = tokens.operator, body = null } = {}) {

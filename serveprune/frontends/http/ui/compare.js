@@ -5,7 +5,8 @@ import { h, s } from "./dom.js";
 import { milliseconds, number } from "./format.js";
 import { difference, expand, median, prefilled } from "./tensors.js";
 
-const AS_ROUTED = "";
+// No tier is called so.
+const AS_ROUTED = "", NOBODY = "-";
 const BARS = 24;
 const DRAWN = 128;
 
@@ -46,14 +47,14 @@ export class Compare {
     show(offered[0]);
     const names = model.tiers.map((tier) => tier.tier);
     const smallest = model.tiers.filter((tier) => tier.state === "ready").at(-1)?.tier ?? names.at(-1);
-    const tierField = (name, label, chosen) => h("div", {}, h("label", { for: name }, label), h("select", { id: name, name },
-      names.map((tier) => h("option", { value: tier, selected: tier === chosen }, tier)), h("option", { value: AS_ROUTED }, "no tier named")));
+    const tierField = (name, label, chosen, ...more) => h("div", {}, h("label", { for: name }, label), h("select", { id: name, name },
+      names.map((tier) => h("option", { value: tier, selected: tier === chosen }, tier)), h("option", { value: AS_ROUTED }, "no tier named"), more));
     const times = h("div", {}, h("label", { for: "times" }, "Times each"), h("select", { id: "times", name: "times" },
       [1, 5, 20].map((count) => h("option", { value: count, selected: count === 5 }, String(count)))));
     return [h("div", { class: "fields" },
       h("div", {}, choice, offered.map((way) => ways[way])),
-      h("div", {}, h("div", { class: "pair" }, tierField("first", "First tier", names[0]), tierField("second", "Second tier", smallest)),
-        h("div", { class: "pair" }, times, h("div", {}, h("label", { "aria-hidden": "true" }, "\u00a0"), h("button", { class: "main", type: "submit", id: "send" }, "Ask both")))))];
+      h("div", {}, h("div", { class: "pair" }, tierField("first", "First tier", names[0]), tierField("second", "Second tier", smallest, h("option", { value: NOBODY }, "none, only the first"))),
+        h("div", { class: "pair" }, times, h("div", {}, h("label", { "aria-hidden": "true" }, "\u00a0"), h("button", { class: "main", type: "submit", id: "send" }, "Ask")))))];
   }
 
   #textField() {
@@ -107,17 +108,17 @@ export class Compare {
   }
 
   async #send() {
-    const model = this.#model;
+    const [model, of] = [this.#model, this.#of];
     const button = this.#form.querySelector("#send");
-    const asked = [this.#form.elements.first.value, this.#form.elements.second.value];
+    const asked = [this.#form.elements.first.value, this.#form.elements.second.value].filter((tier) => tier !== NOBODY);
     button.disabled = true;
     try {
       const request = this.#request();
-      const heard = [[], []];
-      const failures = [null, null];
+      const heard = asked.map(() => []);
+      const failures = asked.map(() => null);
       // In turns and one at a time, so that neither waits for the other.
       for (let turn = 0; turn < Number(this.#form.elements.times.value); turn++) {
-        for (const side of [0, 1]) {
+        for (const side of asked.keys()) {
           if (failures[side]) continue;
           try {
             heard[side].push(await infer(model.name, model.version, asked[side], request));
@@ -126,7 +127,8 @@ export class Compare {
           }
         }
       }
-      this.#answers.replaceChildren(...draw(model, asked, heard, failures));
+      // Another model may have been chosen meanwhile.
+      if (of === this.#of) this.#answers.replaceChildren(...draw(model, asked, heard, failures));
     } catch (error) {
       this.#answers.replaceChildren(h("p", { class: "reason state failed" }, error.message));
     } finally {
@@ -148,49 +150,52 @@ function draw(model, asked, heard, failures) {
       h("p", { class: "sub" }, took.length > 1 ? `median of ${took.length}, from ${milliseconds(Math.min(...took))} to ${milliseconds(Math.max(...took))}, as this browser sees it` : "as this browser sees it"),
       h("p", {}, "served by ", h("b", { "data-figure": "served" }, last.tier), ` (${last.reason})`));
   });
-  const [one, other] = heard.map((answers) => answers.at(-1));
   const found = [h("div", { class: "answer-grid" }, cards)];
-  if (!one || !other || failures.some(Boolean)) return found;
-  for (const output of one.outputs) {
-    const partner = other.outputs.find((each) => each.name === output.name);
-    if (partner) found.push(outputSection(output, partner, colours, [one.tier, other.tier]));
+  if (failures.some(Boolean)) return found;
+  const last = heard.map((answers) => answers.at(-1));
+  for (const { name } of last[0].outputs) {
+    const outputs = last.map((answer) => answer.outputs.find((each) => each.name === name));
+    if (outputs.every(Boolean)) found.push(outputSection(outputs, colours, last.map((answer) => answer.tier)));
   }
   return found;
 }
 
-function outputSection(one, other, colours, names) {
-  const apart = difference(one, other);
-  const fact = (name, value, figure) => h("div", {}, h("dt", {}, name), h("dd", { "data-figure": figure }, value));
-  const facts = [];
-  if (apart && apart.largest !== undefined) {
-    facts.push(fact("max abs difference", number(apart.largest), "largest"), fact("mean abs difference", number(apart.mean), "mean"));
-    if (apart.cosine !== null) facts.push(fact("cosine", apart.cosine.toFixed(5), "cosine"));
-    if (apart.rows) facts.push(fact("same argmax", apart.rows === 1 ? (apart.same ? "yes" : "no") : `${apart.same} of ${apart.rows}`, "argmax"));
-  } else {
-    facts.push(fact("same", apart === null ? "shapes differ" : apart.identical ? "yes" : "no", "same"));
-  }
-  const [a, b] = [one.data.flat(Infinity), other.data.flat(Infinity)];
-  const numeric = a.length > 0 && typeof a[0] === "number" && typeof b[0] === "number" && a.length === b.length;
+function outputSection(outputs, colours, names) {
+  const [{ name, datatype, shape }] = outputs;
+  const data = outputs.map((output) => output.data.flat(Infinity));
+  const drawable = data.every((values) => values.length > 1 && values.length === data[0].length && values.every((value) => typeof value === "number"));
+  const asBars = drawable && data[0].length <= BARS;
   return h("section", { class: "output" },
-    h("h3", {}, one.name, " ", h("code", {}, `${one.datatype} [${one.shape.join(", ")}]`)),
-    h("dl", { class: "facts" }, facts),
-    numeric && a.length > 1 ? (a.length <= BARS ? bars(a, b, colours) : curves(a, b, colours, names)) : null,
-    numeric && a.length <= BARS ? null : [["", a], ["", b]].map(([, data], side) =>
-      h("p", { class: "values" }, `${names[side]}: ${data.slice(0, 8).map(number).join(", ")}${data.length > 8 ? ", …" : ""}`)));
+    h("h3", {}, name, " ", h("code", {}, `${datatype} [${shape.join(", ")}]`)),
+    outputs.length > 1 ? h("dl", { class: "facts" }, facts(...outputs)) : null,
+    drawable ? (asBars ? bars(data, colours) : curves(data, colours, names)) : null,
+    asBars ? null : data.map((values, side) =>
+      h("p", { class: "values" }, `${names[side]}: ${values.slice(0, 8).map(number).join(", ")}${values.length > 8 ? ", …" : ""}`)));
 }
 
-function bars(a, b, colours) {
-  const [low, high] = [Math.min(0, ...a, ...b), Math.max(0, ...a, ...b)];
+function facts(one, other) {
+  const apart = difference(one, other);
+  const fact = (name, value, figure) => h("div", {}, h("dt", {}, name), h("dd", { "data-figure": figure }, value));
+  if (apart?.largest === undefined) return [fact("same", apart === null ? "shapes differ" : apart.identical ? "yes" : "no", "same")];
+  return [
+    fact("max abs difference", number(apart.largest), "largest"), fact("mean abs difference", number(apart.mean), "mean"),
+    apart.cosine === null ? null : fact("cosine", apart.cosine.toFixed(5), "cosine"),
+    apart.rows ? fact("same argmax", apart.rows === 1 ? (apart.same ? "yes" : "no") : `${apart.same} of ${apart.rows}`, "argmax") : null,
+  ];
+}
+
+function bars(data, colours) {
+  const [low, high] = [Math.min(0, ...data.flat()), Math.max(0, ...data.flat())];
   const span = high - low || 1;
   const bar = (value, side) => h("div", { class: `one t${colours[side]} ${side ? "second" : ""}` },
     h("i", { "--part": Math.abs(value) / span, "--from": (Math.min(value, 0) - low) / span }), number(value));
-  return h("div", { class: "bars" }, a.flatMap((value, index) => [h("span", {}, String(index)), h("div", { class: "two" }, bar(value, 0), bar(b[index], 1))]));
+  return h("div", { class: "bars" }, data[0].flatMap((_, index) => [h("span", {}, String(index)), h("div", { class: "two" }, data.map((values, side) => bar(values[index], side)))]));
 }
 
-function curves(a, b, colours, names) {
-  const [left, right] = [a.slice(0, DRAWN), b.slice(0, DRAWN)];
-  const [low, high] = [Math.min(...left, ...right), Math.max(...left, ...right)];
-  const path = (data) => data.map((value, index) => `${index ? "L" : "M"}${((index / (data.length - 1)) * 1000).toFixed(1)} ${(96 - ((value - low) / (high - low || 1)) * 92).toFixed(1)}`).join("");
-  const line = (data, side) => s("path", { class: `rate t${colours[side]} ${side ? "second" : ""}`, d: path(data), "vector-effect": "non-scaling-stroke" });
-  return h("div", { class: "plot" }, s("svg", { viewBox: "0 0 1000 100", height: 110, preserveAspectRatio: "none", role: "img", "aria-label": `The first ${left.length} values of ${names.join(" and ")}` }, line(left, 0), line(right, 1)));
+function curves(data, colours, names) {
+  const drawn = data.map((values) => values.slice(0, DRAWN));
+  const [low, high] = [Math.min(...drawn.flat()), Math.max(...drawn.flat())];
+  const path = (values) => values.map((value, index) => `${index ? "L" : "M"}${((index / (values.length - 1)) * 1000).toFixed(1)} ${(96 - ((value - low) / (high - low || 1)) * 92).toFixed(1)}`).join("");
+  const line = (values, side) => s("path", { class: `rate t${colours[side]} ${side ? "second" : ""}`, d: path(values), "vector-effect": "non-scaling-stroke" });
+  return h("div", { class: "plot" }, s("svg", { viewBox: "0 0 1000 100", height: 110, preserveAspectRatio: "none", role: "img", "aria-label": `The first ${drawn[0].length} values of ${names.join(" and ")}` }, drawn.map(line)));
 }

@@ -37,10 +37,14 @@ export function drawer(element, draw) {
     const signature = JSON.stringify(value);
     if (signature === drawn) return;
     drawn = signature;
-    const act = element.contains(document.activeElement) ? document.activeElement.dataset?.act : null;
+    const key = element.contains(document.activeElement) ? keyOf(document.activeElement) : null;
     element.replaceChildren(...[draw(value, ...rest)].flat());
-    if (act) element.querySelector(`[data-act="${CSS.escape(act)}"]`)?.focus();
+    if (key) [...element.querySelectorAll("button, summary")].find((other) => keyOf(other) === key)?.focus();
   };
+}
+
+function keyOf(element) {
+  return element.dataset?.act ?? element.textContent;
 }
 
 export function chip(index) {

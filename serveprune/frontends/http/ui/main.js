@@ -19,9 +19,18 @@ const showLegend = drawer(byId("rates-legend"), (names) => names.map((name, inde
 const showModels = drawer(byId("models"), drawModels);
 
 let latest = null;
-let chosen = decodeURIComponent(location.hash.slice(1));
+let chosen = namedInAddress();
 let timer = 0;
 let asking = false;
+let reloadFailure = null;
+
+function namedInAddress() {
+  try {
+    return decodeURIComponent(location.hash.slice(1));
+  } catch {
+    return ""; // it is no text, so it names no model
+  }
+}
 
 function nameOf(model) {
   const others = latest.models.filter((each) => each.name === model.name);
@@ -29,7 +38,10 @@ function nameOf(model) {
 }
 
 function current() {
-  return latest.models.find((model) => nameOf(model) === chosen) ?? latest.models[0];
+  const found = (holds) => latest.models.find(holds);
+  // Versions come and go, and with them the need to name them.
+  return found((model) => nameOf(model) === chosen) ?? found((model) => `${model.name} v${model.version}` === chosen) ??
+    found((model) => model.name === chosen && model.is_current) ?? latest.models[0];
 }
 
 // Polling: one question at a time, none while nobody looks.
@@ -38,30 +50,36 @@ async function poll() {
   clearTimeout(timer);
   if (document.hidden || asking) return;
   asking = true;
+  timer = setTimeout(poll, POLL_MS);
   try {
     latest = await state();
-    history.add(latest.live);
-    problem(null);
-    render();
   } catch (error) {
-    if (error instanceof Refused && error.status === 401) {
-      say(byId("status").querySelector("b"), "needs a token");
-      byId("status").className = "status warn";
-      asking = false;
-      askToken(tokens.client ? error.message : "");
-      return;
-    }
-    byId("status").className = "status bad";
-    say(byId("status").querySelector("b"), "no answer");
-    problem(error instanceof Refused ? error.message : "The server does not answer; asked again every two seconds.");
+    unanswered(error);
+    return;
+  } finally {
+    asking = false;
   }
-  asking = false;
-  timer = setTimeout(poll, POLL_MS);
+  history.add(latest.live);
+  render();
+}
+
+function unanswered(error) {
+  const isRefused = error instanceof Refused && error.status === 401;
+  byId("status").className = `status ${isRefused ? "warn" : "bad"}`;
+  say(byId("status").querySelector("b"), isRefused ? "needs a token" : "no answer");
+  if (!isRefused) {
+    problem(error instanceof Refused ? error.message : "The server does not answer; it is asked again every two seconds.");
+    return;
+  }
+  clearTimeout(timer);
+  problem("Without a token this server shows nothing. Reload the page to enter one.");
+  // Whoever comes back to this tab with a token has perhaps begun to enter it.
+  if (!byId("dialog").open) askToken(tokens.client ? error.message : "");
 }
 
 document.addEventListener("visibilitychange", poll);
 window.addEventListener("hashchange", () => {
-  chosen = decodeURIComponent(location.hash.slice(1));
+  chosen = namedInAddress();
   if (latest) render();
 });
 
@@ -80,10 +98,8 @@ function render() {
   say(status.querySelector("b"), (latest.ready ? "ready" : "not ready") + (latest.processes > 1 ? `, ${latest.processes} processes` : ""));
   byId("operate").hidden = !latest.operators;
   say(byId("operate"), tokens.operator ? `Operator: ${tokens.who}` : "Operator");
-  if (!latest.models.length) {
-    problem("No model is served.");
-    return;
-  }
+  problem(latest.models.length ? null : "No model is served.");
+  if (!latest.models.length) return;
   const model = current();
   showModels({ names: latest.models.map(nameOf), chosen: nameOf(model) });
   say(byId("model"), nameOf(model));
@@ -98,7 +114,7 @@ function render() {
   drawPlots(model);
   compare.show(model);
   rollout(model);
-  showConfig({ config: latest.config, mayAct: mayAct() });
+  showConfig({ config: latest.config, mayAct: mayAct(), failure: reloadFailure });
 }
 
 function keyFor(model, tier) {
@@ -118,13 +134,22 @@ function about(model) {
   const takes = model.takes ? `takes ${model.takes} or tensors` : "takes tensors";
   const serves = model.adaptive ? "policy adaptive" : `${model.default_tier} serves whoever names no tier`;
   const version = model.is_current ? `version ${model.version}` : `version ${model.version}, not the current one`;
-  return [version, serves, takes, model.successor ? `version ${model.successor.version} is on its way` : null].filter(Boolean).join(" · ");
+  return [version, serves, takes, model.successor ? comingText(model.successor) : null].filter(Boolean).join(" · ");
+}
+
+function comingText(successor) {
+  const built = successor.tiers.find((tier) => tier.progress);
+  return `version ${successor.version} is on its way${built ? `: ${built.tier} ${Math.round(built.progress.fraction * 100)} %` : ""}`;
 }
 
 function tiersText(model) {
-  const building = model.tiers.filter((tier) => ["building", "waiting"].includes((tier.renewal ?? tier).state)).length;
-  const refused = model.tiers.filter((tier) => tier.state === "refused").length;
-  return [`${model.tiers.length} tiers, from best to smallest`, building ? `${building} being built` : null, refused ? `${refused} refused by its gate` : null].filter(Boolean).join(" · ");
+  const counted = (tiers, state, text) => {
+    const count = tiers.filter((tier) => tier.state === state).length;
+    return count ? `${count} ${text}` : null;
+  };
+  const coming = model.tiers.map((tier) => tier.renewal ?? tier);
+  return [`${model.tiers.length} tiers, from best to smallest`, counted(coming, "building", "being built"), counted(coming, "waiting", "waiting"),
+    counted(model.tiers, "refused", "refused by a gate"), counted(model.tiers, "failed", "failed")].filter(Boolean).join(" · ");
 }
 
 function drawModels({ names, chosen: name }) {
@@ -250,10 +275,10 @@ async function reload() {
   button.disabled = true;
   try {
     await operate("config/reload", { body: { who: tokens.who } });
-    problem(null);
+    reloadFailure = null;
   } catch (error) {
     // What is wrong with the file, the next look shows.
-    if (!(error instanceof Refused) || ![400, 409].includes(error.status)) problem(error.message);
+    reloadFailure = error instanceof Refused && [400, 409].includes(error.status) ? null : error.message;
   }
   button.disabled = false;
   soon();

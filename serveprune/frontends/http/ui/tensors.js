@@ -58,15 +58,15 @@ export function expand(text) {
   });
 }
 
-function finite(data) {
-  return data.every((value) => typeof value === "number" || value === null);
+function numeric(data) {
+  return data.every((value) => typeof value === "number");
 }
 
 // How far two outputs differ; null where that cannot be said in numbers.
 export function difference(one, other) {
   if (JSON.stringify(one.shape) !== JSON.stringify(other.shape)) return null;
   const [a, b] = [one.data.flat(Infinity), other.data.flat(Infinity)];
-  if (!a.length || !finite(a) || !finite(b)) return a.length ? { identical: JSON.stringify(a) === JSON.stringify(b) } : null;
+  if (!a.length || !numeric(a) || !numeric(b)) return a.length ? { identical: JSON.stringify(a) === JSON.stringify(b) } : null;
   let [largest, sum, dot, ofA, ofB] = [0, 0, 0, 0, 0];
   a.forEach((value, index) => {
     const apart = Math.abs(value - b[index]);

@@ -11,12 +11,12 @@ from onnx import TensorProto, helper, numpy_helper
 
 from serveprune.artifacts.builder import BuildRequest
 from serveprune.artifacts.key import source_recipe, tier_recipe
+from serveprune.building import builder_of
 from serveprune.config.loading import load_config_content
 from serveprune.config.root import ServePruneConfig
 from serveprune.errors import FailedPrecondition
 from serveprune.handlers.torchserve.archiving.content import lay_out, of_the_store
 from serveprune.handlers.torchserve.settings import config_of, settings_of
-from serveprune.server import artifact_builder
 
 PROFILES = {
     "int8": {"passes": [{"quantize": {"scheme": "dynamic"}}], "gate": {"min_quality": 0.97}},
@@ -87,7 +87,7 @@ def test_model_of_the_store_is_packed_without_its_files(graph: Path, tmp_path: P
     ):
         of_the_store(config, config.model("m"), name="m")
 
-    builder = artifact_builder(config)
+    builder = builder_of(config)
     request = BuildRequest(model_name="m", model=config.model("m"))
     dense = builder.build(request, on_progress=lambda progress: None, cancelled=Event()).key
     referring = of_the_store(config, config.model("m"), name="m")
