@@ -97,6 +97,7 @@ class Server:
     """All parts of one serving process.
 
     Attributes:
+        authorization: Judges who may ask; ``None`` if everybody may.
         operators: Answer the calls to the admin API that come through the page at ``/ui``; admitted by whoever has it.
     """
 
@@ -183,7 +184,7 @@ class Server:
             request_timeout_seconds=config.server.request_timeout_seconds,
             max_request_rows=config.server.max_request_rows,
         )
-        authorization = Authorization(known_tokens) if known_tokens is not None else None
+        self.authorization = Authorization(known_tokens) if known_tokens is not None else None
         self._tracing = tracing
         self._observer = request_observer(config.server.logs.access, tracing)
         self.rollouts = Rollouts(config.store.folder, self.metrics, tracing=tracing) if alone else None
@@ -203,7 +204,7 @@ class Server:
             config=config.server,
             on_rejected=self.dataplane.count_rejection,
             certificate=certificate,
-            authorization=authorization,
+            authorization=self.authorization,
             page_data=self.overview if config.server.ui else None,
             ask_operators=self.operators.ask if self.overview.has_operators else None,
             observer=self._observer,
@@ -214,7 +215,7 @@ class Server:
             config=config.server,
             on_rejected=self.dataplane.count_rejection,
             certificate=certificate,
-            authorization=authorization,
+            authorization=self.authorization,
             observer=self._observer,
         )
         watched = [each for each in (certificate, known_tokens) if each is not None]
@@ -292,8 +293,9 @@ class Server:
         return endpoints
 
     def load(self) -> None:
-        """Begin to load and build, in the background."""
+        """Begin to load and build, and to watch tokens and certificate, in the background."""
         gc.set_threshold(*_COLLECT_AFTER)
+        self._watch.start()
         self.controlplane.start()
         if self._driver is not None:
             self._driver.start()
@@ -311,7 +313,6 @@ class Server:
         except BaseException:
             self.stop(drain_seconds=0.0)
             raise
-        self._watch.start()
         self.metrics.gauge(series.PROCESSES).set(1)
         return Endpoints(http, grpc, metrics)
 

@@ -1,5 +1,6 @@
 import json
 import logging
+import uuid
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -31,11 +32,15 @@ class AcceptedSections:
 
     def write(self, sections: Mapping[str, Any]) -> None:
         """Keep another one, whole or not at all; that the disk is full keeps nothing from being served."""
-        new = self._file.with_suffix(".new")
+        # Several ingress replicas may write at once.
+        new = self._file.with_suffix(f".{uuid.uuid4().hex}")
         try:
             self._file.parent.mkdir(parents=True, exist_ok=True)
-            write_file(new, json.dumps(sections).encode())
-            new.replace(self._file)
+            try:
+                write_file(new, json.dumps(sections).encode())
+                new.replace(self._file)
+            finally:
+                new.unlink(missing_ok=True)
             sync_folder(self._file.parent)
         except OSError as error:
             _log.error("%s: cannot be written, so replicas started later may not have it: %s", self._file, error)

@@ -22,6 +22,9 @@ _FOLDER = "ray"
 _ONGOING_IN_REPLICA = 2
 """One batch is computed, and the next one is on its way."""
 
+_HEALTH_CHECK_SECONDS = 2.0
+"""How soon a process that died is noticed, and started anew; Ray's default is 10 s."""
+
 
 def application(arguments: Mapping[str, Any]) -> Application:
     """Build the application; called by `serve run`, `serve deploy` and KubeRay with the `args` of the config.
@@ -39,10 +42,13 @@ def application(arguments: Mapping[str, Any]) -> Application:
     ingress = serve.deployment(serve.ingress()(Ingress)).options(
         name=INGRESS,
         ray_actor_options={"num_cpus": settings.ingress.num_cpus},
-        autoscaling_config=settings.ingress.autoscaling,
+        autoscaling_config=settings.scaling_of_ingress,
+        # So that replicas are told even where the config of Ray Serve says nothing.
+        user_config={},
         # The server counts and refuses itself.
         max_ongoing_requests=2 * config.server.max_queued_requests,
         graceful_shutdown_timeout_s=config.server.drain_seconds,
+        health_check_period_s=_HEALTH_CHECK_SECONDS,
     )
     return ingress.bind(
         source,
@@ -50,7 +56,7 @@ def application(arguments: Mapping[str, Any]) -> Application:
         packs={each.name: each for each in packs},
         handles=handles,
         in_flight={name: scaling["max_replicas"] + 1 for name, scaling in scalings.items()},
-        accepted=folder / "user_config.json",
+        folder=folder,
     )
 
 
@@ -78,14 +84,9 @@ def _tiers(each: Pack, config: ServePruneConfig, scaling: Mapping[str, Any], *, 
         autoscaling_config=dict(scaling),
         max_ongoing_requests=_ONGOING_IN_REPLICA,
         graceful_shutdown_timeout_s=config.server.drain_seconds,
+        health_check_period_s=_HEALTH_CHECK_SECONDS,
     )
-    return deployment.bind(
-        store=config.store.folder,
-        max_bytes=config.store.max_bytes,
-        folder=folder / each.name,
-        threads=config.server.threads_per_executor,
-        variants=len(each.identities),
-    )
+    return deployment.bind(store=config.store, folder=folder / each.name, threads=config.server.threads_per_executor)
 
 
 def _scaling(each: Pack, settings: RaySettings) -> dict[str, Any]:

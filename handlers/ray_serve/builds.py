@@ -1,11 +1,13 @@
 """Artifacts that the store lacks, built on a node that can."""
 
 import logging
+import math
+import time
 from collections.abc import Callable
 from threading import Event
 
 import ray
-from ray.exceptions import GetTimeoutError, RayError
+from ray.exceptions import RayError
 
 from serveprune.artifacts.builder import BuildOutcome, BuildProgress, BuildRequest, BuildResult
 from serveprune.building import builder_of
@@ -15,6 +17,9 @@ from serveprune.handlers.ray_serve.settings import BuildsSettings
 _log = logging.getLogger(__name__)
 
 _LOOK_SECONDS = 0.5
+_END_SECONDS = 15.0
+"""More than a build that is told to end is given before it is killed."""
+
 _WAITING = BuildProgress("waiting for a node", 0.0)
 
 
@@ -63,22 +68,37 @@ class RayBuilder:
             )
             .remote(self._config)
         )
-        result = worker.build.remote(request)
         try:
-            while not ray.wait([result], timeout=_LOOK_SECONDS)[0]:
-                if cancelled.is_set():
-                    worker.cancel.remote()
-                self._look(worker, on_progress)
-            built: BuildResult = ray.get(result)
+            return _followed(worker, request, on_progress, cancelled)
         except RayError as error:
             _log.error("%s %s: the process that built it ended: %s", request.model_name, request.tier, error)
-            return BuildResult(BuildOutcome.FAILED, reasons=("the process that built it ended; see Ray's log",))
+            return _failed("the process that built it ended; see Ray's log")
         finally:
             ray.kill(worker)
-        return built
 
-    def _look(self, worker: ray.actor.ActorHandle, on_progress: Callable[[BuildProgress], None]) -> None:
-        try:
-            on_progress(ray.get(worker.progress.remote(), timeout=_LOOK_SECONDS))
-        except GetTimeoutError:
-            on_progress(_WAITING)
+
+def _followed(
+    worker: ray.actor.ActorHandle,
+    request: BuildRequest,
+    on_progress: Callable[[BuildProgress], None],
+    cancelled: Event,
+) -> BuildResult:
+    result, progress = worker.build.remote(request), worker.progress.remote()
+    has_begun, give_up_at = False, math.inf
+    while not ray.wait([result], timeout=_LOOK_SECONDS)[0]:
+        if ray.wait([progress], timeout=0)[0]:
+            has_begun = True
+            on_progress(ray.get(progress))
+            progress = worker.progress.remote()
+        if cancelled.is_set() and math.isinf(give_up_at):
+            worker.cancel.remote()
+            # What waits for a node has nothing to end, and would hear of it only there.
+            give_up_at = time.monotonic() + (_END_SECONDS if has_begun else 0.0)
+        if time.monotonic() >= give_up_at:
+            return _failed("cancelled")
+    built: BuildResult = ray.get(result)
+    return built
+
+
+def _failed(reason: str) -> BuildResult:
+    return BuildResult(BuildOutcome.FAILED, reasons=(reason,))

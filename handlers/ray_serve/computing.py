@@ -1,4 +1,5 @@
 from collections.abc import Callable, Mapping
+from pathlib import Path
 
 from ray.serve.handle import DeploymentHandle
 
@@ -8,7 +9,7 @@ from serveprune.backends.protocol import Session
 from serveprune.backends.selection import load_backend
 from serveprune.config.root import ServePruneConfig
 from serveprune.handlers.ray_serve.builds import RayBuilder
-from serveprune.handlers.ray_serve.open_artifacts import Loaded
+from serveprune.handlers.ray_serve.open_artifacts import Loaded, OpenGraphs
 from serveprune.handlers.ray_serve.packing import Identity, Pack
 from serveprune.handlers.ray_serve.remote_session import RemoteSession
 from serveprune.handlers.ray_serve.schedulers import Schedulers
@@ -29,9 +30,21 @@ class RayComputing:
         packs: Mapping[str, Pack],
         handles: Mapping[str, DeploymentHandle],
         in_flight: Mapping[str, int],
+        folder: Path,
     ) -> None:
+        """Describe it; nothing is asked for yet.
+
+        Args:
+            config: What is served.
+            settings: Beside it.
+            packs: What each deployment of tiers has.
+            handles: Of each of them.
+            in_flight: Batches that may be on their way to each of them.
+            folder: In the store, where the replicas of each note what they have.
+        """
         self._config, self._settings = config, settings
         self._handles, self._in_flight = handles, in_flight
+        self._open_graphs = OpenGraphs(folder)
         self.deployments = {identity: pack.name for pack in packs.values() for identity in pack.identities}
 
     def scheduler(
@@ -49,12 +62,17 @@ class RayComputing:
         """See `Elsewhere.builder`."""
         return RayBuilder(self._config, self._settings.builds)
 
+    def stop(self) -> None:
+        """End what it does by itself; idempotent."""
+        self._open_graphs.stop()
+
     def _session(self, identity: Identity, loaded: Loaded) -> Session:
         name = self.deployments[identity]
         return RemoteSession(
             self._handles[name],
             loaded,
             name=name,
+            open_graphs=self._open_graphs,
             max_retries=self._settings.max_retries,
             timeout_seconds=self._config.server.request_timeout_seconds,
         )

@@ -11,10 +11,12 @@ from serveprune.config.document import parse_document
 from serveprune.config.expansion import escaped
 from serveprune.config.loading import load_config, load_config_content
 from serveprune.config.root import ServePruneConfig
+from serveprune.config.surroundings import completed_by_surroundings
 from serveprune.errors import ConfigError
 
 _RELOADED = ("models", "profiles", "deployments")
 _NAME = "user_config"
+_NO_VARIABLES: Mapping[str, str] = {}
 _LINE = re.compile(rf"{_NAME}:\d+: ")
 
 
@@ -24,7 +26,7 @@ class ConfigSource:
 
     Attributes:
         folder: Relative paths are relative to it.
-        document: Its data, variables of the environment replaced.
+        document: Its data, variables of the environment replaced, and completed by what the environment says besides.
     """
 
     folder: Path
@@ -42,7 +44,8 @@ class ConfigSource:
         if problems:
             raise ConfigError([f"{file}: {each}" for each in problems])
         text = file.read_text(encoding="utf-8-sig")
-        return cls(file.parent.absolute(), parse_document(text, environment=os.environ).data)
+        data = parse_document(text, environment=os.environ).data
+        return cls(file.parent.absolute(), completed_by_surroundings(data, os.environ))
 
     @property
     def digest(self) -> str:
@@ -61,7 +64,9 @@ class ConfigSource:
             raise ConfigError([f"{_NAME}.{key}: expected one of the sections {expected}" for key in unknown])
         document = escaped({**self.document, **(sections or {})})
         try:
-            return load_config_content(json.dumps(document).encode(), name=_NAME, folder=self.folder)
+            return load_config_content(
+                json.dumps(document).encode(), name=_NAME, folder=self.folder, environment=_NO_VARIABLES
+            )
         except ConfigError as error:
             # It is one line of JSON.
             raise ConfigError([_LINE.sub(f"{_NAME}: ", problem, count=1) for problem in error.problems]) from None

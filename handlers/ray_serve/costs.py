@@ -4,6 +4,7 @@ from collections.abc import Callable
 
 from serveprune.artifacts.dense import dense_of
 from serveprune.artifacts.key import tier_packages, tier_recipe
+from serveprune.artifacts.opening import open_store
 from serveprune.artifacts.store import Artifact, ArtifactStore
 from serveprune.config.model import DENSE, ModelConfig
 from serveprune.config.root import ServePruneConfig
@@ -21,7 +22,7 @@ def variant_costs(
         alone: Tells of a model's tier whether it shares nothing.
         shares: Tells of a model's tier whether it is small, whatever was measured.
     """
-    store = ArtifactStore(config.store.folder, max_bytes=config.store.max_bytes)
+    store = open_store(config.store)
     costs = []
     for (name, version), model in config.served().items():
         found = _artifacts(store, config, model)

@@ -2,9 +2,8 @@
 
 import asyncio
 import logging
-import os
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +15,7 @@ from ray.serve.grpc_util import RayServegRPCContext
 from ray.serve.handle import DeploymentHandle
 
 from serveprune.errors import Internal, ServePruneError
-from serveprune.frontends.authorization import Authorization, shown_in_metadata, watched_tokens
+from serveprune.frontends.authorization import shown_in_metadata
 from serveprune.frontends.grpc.inference import InferenceService
 from serveprune.frontends.grpc.methods import parse_message
 from serveprune.frontends.grpc.pb import open_inference_pb2 as pb
@@ -31,12 +30,17 @@ from serveprune.handlers.ray_serve.config_source import ConfigSource
 from serveprune.handlers.ray_serve.packing import Pack
 from serveprune.handlers.ray_serve.reconfiguring import Reconfiguring
 from serveprune.handlers.ray_serve.settings import RaySettings
+from serveprune.models.variant import VariantState
 from serveprune.server import Server
 
 _log = logging.getLogger(__name__)
 
 _WORKERS = 4
 _INLINE_BYTES = 2**16
+_ACCEPTED = "user_config.json"
+_START_SECONDS = 20.0
+"""So long an ingress waits for tiers at its start; there may be no room for some."""
+
 _FOR_EVERYBODY = ("ServerLive", "ServerReady")
 
 
@@ -79,7 +83,7 @@ class Ingress:
         packs: Mapping[str, Pack],
         handles: Mapping[str, DeploymentHandle],
         in_flight: Mapping[str, int],
-        accepted: Path,
+        folder: Path,
     ) -> None:
         """Assemble a server whose variants are those of the deployments, and begin to bring them up.
 
@@ -89,25 +93,27 @@ class Ingress:
             packs: What each deployment of tiers has.
             handles: Of each of them.
             in_flight: Batches that may be on their way to each of them.
-            accepted: File of the `user_config` that was applied last.
+            folder: In the store; holds the `user_config` that was applied last, and what replicas have loaded.
         """
         config = source.config()
-        computing = RayComputing(config, settings, packs=packs, handles=handles, in_flight=in_flight)
-        self._server = server = Server(config, elsewhere=computing)
-        self._config = config.server
-        self._reconfiguring = Reconfiguring(server, source, AcceptedSections(accepted), deployed=computing.deployments)
-        self._workers = ThreadPoolExecutor(_WORKERS, thread_name_prefix="ingress")
-        tokens = config.server.tokens
-        self._authorization = (
-            Authorization(watched_tokens(tokens, environment=os.environ)) if tokens is not None else None
+        self._computing = RayComputing(
+            config, settings, packs=packs, handles=handles, in_flight=in_flight, folder=folder
         )
+        self._server = server = Server(config, elsewhere=self._computing)
+        self._config = config.server
+        self._reconfiguring = Reconfiguring(
+            server, source, AcceptedSections(folder / _ACCEPTED), deployed=self._computing.deployments
+        )
+        self._workers = ThreadPoolExecutor(_WORKERS, thread_name_prefix="ingress")
+        # One after the other, in the order in which they come.
+        self._reconfigurer = ThreadPoolExecutor(1, thread_name_prefix="reconfigure")
         self._http = HttpApplication(
             server.dataplane,
             server.controlplane,
             config=config.server,
             workers=self._workers,
             on_rejected=server.dataplane.count_rejection,
-            authorization=self._authorization,
+            authorization=server.authorization,
         )
         self._grpc = InferenceService(
             server.dataplane,
@@ -125,11 +131,20 @@ class Ingress:
 
     async def reconfigure(self, user_config: object) -> None:
         """Take sections of `serveprune.yaml`; see `Reconfiguring`."""
-        await asyncio.get_running_loop().run_in_executor(self._workers, self._reconfiguring.reconfigure, user_config)
+        await asyncio.get_running_loop().run_in_executor(
+            self._reconfigurer, self._reconfiguring.reconfigure, user_config
+        )
 
-    def check_health(self) -> None:
-        """Note that this replica has begun to serve."""
-        self._reconfiguring.settle()
+    async def check_health(self) -> None:
+        """Wait, at the first time, until what the store has serves: Ray sends nothing here before it has been told.
+
+        Where an ingress takes the place of another one, nobody is turned away by one that has not loaded anything yet.
+        """
+        if not self._reconfiguring.has_started:
+            await asyncio.get_running_loop().run_in_executor(
+                self._workers, self._server.controlplane.wait_for, _has_looked, _START_SECONDS
+            )
+            self._reconfiguring.has_started = True
 
     async def ModelInfer(self, request: bytes, grpc_context: RayServegRPCContext) -> _Serialized:  # noqa: N802 - RPC's name
         """Answer an inference over gRPC."""
@@ -236,14 +251,24 @@ class Ingress:
             return _failed(_unexpected(), context)
 
     def _authorize(self, name: str, context: RayServegRPCContext) -> None:
-        if self._authorization is None or name in _FOR_EVERYBODY:
+        authorization = self._server.authorization
+        if authorization is None or name in _FOR_EVERYBODY:
             return
-        refusal = self._authorization.refusal(shown_in_metadata(context.invocation_metadata()))
+        refusal = authorization.refusal(shown_in_metadata(context.invocation_metadata()))
         if refusal is not None:
             raise refusal
 
     def __del__(self) -> None:
         self._server.stop()
+        self._computing.stop()
+
+
+def _has_looked(models: Sequence[Mapping[str, Any]]) -> bool:
+    """Tell whether all tiers that need no build have been brought up, or tried: builds come last."""
+    tiers = [tier for model in models for tier in model["tiers"]]
+    # One that waits and says why has been tried.
+    untried = any(tier["state"] == VariantState.WAITING and not tier["reasons"] for tier in tiers)
+    return not untried or any(tier["state"] == VariantState.BUILDING for tier in tiers)
 
 
 async def _never() -> dict[str, Any]:

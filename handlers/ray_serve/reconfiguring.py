@@ -15,7 +15,11 @@ _log = logging.getLogger(__name__)
 
 
 class Reconfiguring:
-    """Takes sections of `serveprune.yaml` that arrive as `user_config`: applied whole, or refused. For one thread."""
+    """Takes sections of `serveprune.yaml` that arrive as `user_config`: applied whole, or refused. For one thread.
+
+    Attributes:
+        has_started: The server serves by now, so that what is refused leaves it as it is.
+    """
 
     def __init__(
         self,
@@ -35,6 +39,7 @@ class Reconfiguring:
         """
         self._source, self._accepted, self._deployed = source, accepted, deployed
         self._sections: Mapping[str, Any] = {}
+        self.has_started = False
         self._reloader = Reloader(
             ConfigFile(source.folder), server.config, read=self._read, apply=server.apply, metrics=server.metrics
         )
@@ -52,18 +57,16 @@ class Reconfiguring:
             self._accepted.write(self._sections)
             return
         last = self._accepted.read()
-        if last is None:
+        if last is None and not self.has_started:
             raise ConfigError(reload.problems)
         _log.error("user_config is refused; what was applied last stays: %s", "; ".join(reload.problems))
-        if last != self._sections:
-            # A replica that was started just now.
-            self._apply(last)
-            self._reloader.note(reload)
-
-    def settle(self) -> None:
-        """Note that what the file says is served, where there is no `user_config`."""
-        if self._accepted.read() is None:
+        if last is None:
             self._accepted.write(self._sections)
+        elif last != self._sections:
+            # A replica that was started just now.
+            if self._apply(last).outcome is ReloadOutcome.REJECTED:
+                _log.error("what was applied last cannot be applied any more; serveprune.yaml as it stands is served")
+            self._reloader.note(reload)
 
     def _apply(self, sections: object) -> Reload:
         former, self._sections = self._sections, _mapping(sections)

@@ -15,7 +15,7 @@ from serveprune.errors import ConfigError
 _EVERYWHERE = "*"
 
 _SCALING: Mapping[str, Any] = {"min_replicas": 1, "max_replicas": 4, "target_ongoing_requests": 1}
-_SCALING_OF_INGRESS: Mapping[str, Any] = {"min_replicas": 1, "max_replicas": 1, "target_ongoing_requests": 64}
+_SCALING_OF_INGRESS: Mapping[str, Any] = {"min_replicas": 1, "target_ongoing_requests": 64}
 
 
 class PackingSettings(ConfigModel):
@@ -39,7 +39,9 @@ class IngressSettings(ConfigModel):
     """The replicas that take requests, choose tiers and form batches."""
 
     num_cpus: Number = Field(default=1.0, ge=0)
-    autoscaling: dict[str, Any] = Field(default_factory=lambda: dict(_SCALING_OF_INGRESS))
+    autoscaling: dict[str, Any] = Field(
+        default_factory=dict, description="Keys of Ray's autoscaling_config in place of one replica."
+    )
 
 
 class BuildsSettings(ConfigModel):
@@ -74,6 +76,13 @@ class RaySettings(ConfigModel):
         said = [self.autoscaling.get(name, {}) for name in (_EVERYWHERE, model, f"{model}@{tier}")]
         return dict(_SCALING) | said[0] | said[1] | said[2]
 
+    @property
+    def scaling_of_ingress(self) -> dict[str, Any]:
+        """Ray's autoscaling_config of the ingress: one replica, or as many as are said to be the least."""
+        said = self.ingress.autoscaling
+        least = said.get("min_replicas")
+        return dict(_SCALING_OF_INGRESS) | {"max_replicas": least if isinstance(least, int) and least else 1} | said
+
     def has_own_scaling(self, model: str, tier: str) -> bool:
         """Tell whether a tier scales in a way of its own, and so by itself."""
         return f"{model}@{tier}" in self.autoscaling
@@ -94,12 +103,13 @@ def settings_of(arguments: Mapping[str, Any]) -> RaySettings:
     except ValidationError as error:
         raise ConfigError(_problems("args", error)) from None
     problems = []
-    scalings = {f"args.autoscaling.{name}": said for name, said in settings.autoscaling.items()}
-    for place, said in {**scalings, "args.ingress.autoscaling": settings.ingress.autoscaling}.items():
-        unknown = sorted(said.keys() - AutoscalingConfig.model_fields.keys())
+    scalings = {f"args.autoscaling.{name}": dict(_SCALING) | said for name, said in settings.autoscaling.items()}
+    scalings["args.ingress.autoscaling"] = settings.scaling_of_ingress
+    for place, scaling in scalings.items():
+        unknown = sorted(scaling.keys() - AutoscalingConfig.model_fields.keys())
         problems += [f"{place}.{key}: Ray's autoscaling_config has no such key" for key in unknown]
         try:
-            AutoscalingConfig(**(dict(_SCALING) | said))
+            AutoscalingConfig(**scaling)
         except ValidationError as error:
             problems += _problems(place, error)
     if problems:

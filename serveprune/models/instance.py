@@ -142,9 +142,15 @@ class Instance:
         """Run the graph on made-up rows; learn whether rows may be batched, how they are padded, and what they take.
 
         A graph that refuses made-up inputs is served all the same, one request at a time.
+
+        Raises:
+            Unavailable: What runs it is not there.
         """
         try:
             apart = rows_are_apart(self._session)
+        except Unavailable:
+            # Of the graph this says nothing.
+            raise
         except ServePruneError as error:
             _log.info("warm-up with made-up inputs was refused, so requests are not batched: %s", error.message)
             return

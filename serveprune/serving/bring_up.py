@@ -12,7 +12,7 @@ from serveprune.artifacts.store import Artifact
 from serveprune.backends.selection import ONNX_RUNTIME
 from serveprune.config.model import DENSE, ModelConfig
 from serveprune.config.profile import ProfileConfig
-from serveprune.errors import FailedPrecondition, Internal, InvalidArgument, NotFound, ServePruneError
+from serveprune.errors import FailedPrecondition, Internal, InvalidArgument, NotFound, ServePruneError, Unavailable
 from serveprune.evaluation.choice import choose
 from serveprune.models.instance import BatchSettings, Instance
 from serveprune.models.registry import Model
@@ -68,15 +68,19 @@ class BringUp:
         self._reporter = reporter
         self._on_change = on_change
 
-    def find(self, task: Task) -> None:
-        """Serve what the store has; nothing happens if it has nothing."""
-        self._guarded(task, self._find)
+    def find(self, task: Task) -> bool:
+        """Serve what the store has; nothing happens if it has nothing.
 
-    def build(self, task: Task, *, cancelled: Event) -> None:
-        """Have built what the store lacks, and serve it."""
-        self._guarded(task, lambda task: self._build(task, cancelled))
+        Returns:
+            Whether the step is to be taken again: what is to run the variant is not there yet.
+        """
+        return self._guarded(task, self._find)
 
-    def _guarded(self, task: Task, step: Callable[[Task], None]) -> None:
+    def build(self, task: Task, *, cancelled: Event) -> bool:
+        """Have built what the store lacks, and serve it; see `find`, which then finds it."""
+        return self._guarded(task, lambda task: self._build(task, cancelled))
+
+    def _guarded(self, task: Task, step: Callable[[Task], None]) -> bool:
         """Take a step; whatever goes wrong is the variant's failure alone."""
         try:
             if task.tier != DENSE and task.model.dense.artifact is None:
@@ -84,12 +88,18 @@ class BringUp:
                 self._update(task, state=VariantState.FAILED, reasons=(reason,))
             else:
                 step(task)
+        except Unavailable as error:
+            pending = task.model.pending(task.tier)
+            if pending is not None and pending.reasons != (error.message,):
+                _log.warning("%s: it is tried again: %s", task, error.message)
+            return self._update(task, state=VariantState.WAITING, reasons=(error.message,), progress=None)
         except ServePruneError as error:
             _log.error("%s: %s", task, error.message)
             self._update(task, state=VariantState.FAILED, reasons=(error.message,), progress=None)
         except Exception:  # the thread must go on to the other variants
             _log.exception("%s: unexpected failure", task)
             self._update(task, state=VariantState.FAILED, reasons=(_UNEXPECTED,), progress=None)
+        return False
 
     def _find(self, task: Task) -> None:
         artifact = self._lookup(task)
@@ -134,6 +144,7 @@ class BringUp:
                 state=VariantState.READY,
                 artifact=artifact,
                 instance=instance,
+                reasons=(),
                 progress=None,
                 backend=backend,
                 built_here=built_here,

@@ -22,6 +22,7 @@ from serveprune.serving.report import VariantReporter, describe_model
 _log = logging.getLogger(__name__)
 
 _GRACE_SECONDS = 1.0
+_AGAIN_SECONDS = 1.0
 _FIXED = FixedModels()
 _OF_THE_GRAPH = ("source", "version", "preprocessing", "task")
 """What of a model's config makes it another model when it changes."""
@@ -33,7 +34,8 @@ class ControlPlane:
     Dense comes before any compressed tier, and what is cached before what must be built, so that every model
     answers as early as it can. When the config changes, what serves goes on serving until what takes its place is
     ready: tier by tier where the dense graph stays, the whole model at once where it does not. A version that is no
-    longer wanted serves until one that is wanted is ready with all its tiers.
+    longer wanted serves until one that is wanted is ready with all its tiers. A variant for which there is no place yet
+    keeps no other waiting: it is tried again when all others were.
     """
 
     def __init__(
@@ -77,6 +79,7 @@ class ControlPlane:
         self._leaving: frozenset[Model] = frozenset()
         self._retiring: dict[threading.Timer, tuple[Instance, ...]] = {}
         self._running: tuple[Task, threading.Event] | None = None
+        self._postponed: set[tuple[Model, str]] = set()
         self._stopped = threading.Event()
         self._changed = threading.Condition()
         self._has_work = True
@@ -287,11 +290,13 @@ class ControlPlane:
     def _work(self) -> None:
         while True:
             with self._changed:
-                self._changed.wait_for(lambda: self._has_work or self._stopped.is_set())
+                patience = _AGAIN_SECONDS if self._postponed else None
+                self._changed.wait_for(lambda: self._has_work or self._stopped.is_set(), patience)
                 if self._stopped.is_set():
                     return
                 self._has_work = False
-            if all(self._take_step(*step) for step in self._steps()):
+            self._postponed = set()
+            if all(self._take_step(*step) for step in self._steps()) and not self._postponed:
                 self._on_settled()
 
     def _steps(self) -> Iterable[tuple[Model, str, bool]]:
@@ -317,15 +322,15 @@ class ControlPlane:
         """Take a step with a variant that is not settled; return whether to go on, and not to begin anew."""
         with self._changed:
             pending = model.pending(tier) if model in self._wanted_models() else None
-            if pending is not None and not pending.state.is_settled and not self._stopped.is_set():
+            waits = not self._postponed.isdisjoint({(model, tier), (model, DENSE)})
+            if pending is not None and not pending.state.is_settled and not waits and not self._stopped.is_set():
                 task = Task(model, tier, pending.revision, model.config, self._profiles.get(tier))
                 cancelled = threading.Event()
                 self._running = (task, cancelled)
         if self._running is not None:
-            if builds:
-                self._bring_up.build(task, cancelled=cancelled)
-            else:
-                self._bring_up.find(task)
+            again = self._bring_up.build(task, cancelled=cancelled) if builds else self._bring_up.find(task)
+            if again:
+                self._postponed.add((model, tier))
         with self._changed:
             if model.is_settled:
                 self._hand_over(model, has_tried=self._running is not None)

@@ -7,21 +7,14 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Self
 
-import grpc
-import httpx
 import psutil
-from google.protobuf.message import Message
-from prometheus_client.parser import text_string_to_metric_families
 
-from serveprune.frontends.grpc.pb.open_inference_pb2_grpc import GRPCInferenceServiceStub
-
-PATIENCE_SECONDS = 120.0
-"""How long a test waits for what must happen; far beyond what an idle machine needs."""
+from e2e.served import PATIENCE_SECONDS as PATIENCE_SECONDS
+from e2e.served import Served
 
 _MARK = "SERVEPRUNE_TEST_FOLDER"
 
@@ -61,16 +54,7 @@ def marked_processes(folder: Path) -> list[int]:
     return found
 
 
-@dataclass(frozen=True, slots=True)
-class GrpcRefusal:
-    """The error of a gRPC call."""
-
-    code: grpc.StatusCode
-    details: str
-    trailing: Mapping[str, str]
-
-
-class ServerProcess:
+class ServerProcess(Served):
     """A running server on free ports, its log, and clients of it."""
 
     def __init__(
@@ -128,37 +112,6 @@ class ServerProcess:
         addresses: dict[str, str] = json.loads(self._endpoints_file.read_text(encoding="utf-8"))
         return addresses
 
-    @property
-    def url(self) -> str:
-        return f"http://{self.endpoints['http']}"
-
-    @cached_property
-    def http(self) -> httpx.Client:
-        return httpx.Client(base_url=self.url, timeout=PATIENCE_SECONDS, trust_env=False)
-
-    @cached_property
-    def channel(self) -> Any:
-        options = [("grpc.max_receive_message_length", -1), ("grpc.enable_http_proxy", 0)]
-        return grpc.insecure_channel(self.endpoints["grpc"], options=options)
-
-    @cached_property
-    def stub(self) -> Any:
-        return GRPCInferenceServiceStub(self.channel)
-
-    def grpc_refusal(self, message: Message, *, metadata: Sequence[tuple[str, str]] = ()) -> GrpcRefusal:
-        """Send an inference that must be refused."""
-        try:
-            self.stub.ModelInfer(message, metadata=metadata)
-        except grpc.RpcError as raised:
-            error: Any = raised
-            return GrpcRefusal(error.code(), error.details(), dict(error.trailing_metadata()))
-        raise AssertionError("the server answered what it should refuse")
-
-    def tiers(self, model: str) -> dict[str, dict[str, Any]]:
-        answer = self.http.get(f"/v2/models/{model}/tiers")
-        assert answer.status_code == 200, answer.text
-        return {tier["tier"]: tier for tier in answer.json()["tiers"]}
-
     def wait_state(self, model: str, tier: str, state: str) -> dict[str, Any]:
         seen: list[dict[str, Any]] = []
 
@@ -194,18 +147,6 @@ class ServerProcess:
         wait_until(is_there, what="a build has begun")
         return found[0]
 
-    def metrics_text(self) -> str:
-        return httpx.get(f"http://{self.endpoints['metrics']}/metrics", trust_env=False, timeout=20).text
-
-    def metric(self, name: str, **labels: str) -> float:
-        """Return the sum of the samples that have at least these labels."""
-        return sum(
-            sample.value
-            for family in text_string_to_metric_families(self.metrics_text())
-            for sample in family.samples
-            if sample.name == name and labels.items() <= sample.labels.items()
-        )
-
     def stop(self, number: signal.Signals = signal.SIGTERM, *, seconds: float = PATIENCE_SECONDS) -> int:
         """Send a signal, wait for the end, and return the exit code."""
         self.process.send_signal(number)
@@ -213,9 +154,7 @@ class ServerProcess:
 
     def end(self) -> None:
         """Leave nothing running."""
-        for name, close in (("http", "close"), ("channel", "close")):
-            if name in self.__dict__:
-                getattr(self.__dict__[name], close)()
+        self.close_clients()
         if self.process.poll() is None:
             self.process.terminate()
             try:

@@ -1,4 +1,4 @@
-"""The contract table against a real server that runs ONNX files."""
+"""The contract table against a real server that runs ONNX files; hosts run the same tests against theirs."""
 
 import grpc
 import numpy as np
@@ -8,7 +8,7 @@ from contract.grpc.messages import elements_message, metadata, outputs, raw_mess
 from contract.http import messages as http_messages
 from contract.http.messages import STATUS, binary_message, json_message, path
 
-from e2e.server_process import ServerProcess
+from e2e.served import Served
 from serveprune.errors import Code
 from serveprune.oip.datatype import Datatype
 
@@ -62,26 +62,26 @@ ANSWERED_HERE = [case for case in ANSWERED if _is_served_here(case)]
 
 
 @pytest.mark.parametrize("case", [case for case in ANSWERED_HERE if case.has_json_form], ids=str)
-def test_case_is_answered_over_http_in_json(server: ServerProcess, case: Case) -> None:
+def test_case_is_answered_over_http_in_json(server: Served, case: Case) -> None:
     _check_http(server, case, *json_message(case))
 
 
 @pytest.mark.parametrize("case", ANSWERED_HERE, ids=str)
-def test_case_is_answered_over_http_in_binary(server: ServerProcess, case: Case) -> None:
+def test_case_is_answered_over_http_in_binary(server: Served, case: Case) -> None:
     _check_http(server, case, *binary_message(case))
 
 
 @pytest.mark.parametrize("case", ANSWERED_HERE, ids=str)
-def test_case_is_answered_over_grpc(server: ServerProcess, case: Case) -> None:
-    answer = server.stub.ModelInfer(raw_message(case), metadata=metadata(case))
+def test_case_is_answered_over_grpc(server: Served, case: Case) -> None:
+    answer, call = server.stub.ModelInfer.with_call(raw_message(case), metadata=metadata(case))
 
     assert outputs(answer) == case.expected
-    assert answer.model_name == case.model
-    assert answer.id == (case.id or "")
+    assert (answer.model_name, answer.id) == (case.model, case.id or "")
+    assert dict(call.trailing_metadata())["x-compression-tier"] == case.served_tier
 
 
 @pytest.mark.parametrize("case", REFUSALS, ids=str)
-def test_case_is_refused_over_http(server: ServerProcess, case: Case) -> None:
+def test_case_is_refused_over_http(server: Served, case: Case) -> None:
     body, headers = binary_message(case)
     answer = server.http.post(path(case), content=body, headers=headers)
 
@@ -93,7 +93,7 @@ def test_case_is_refused_over_http(server: ServerProcess, case: Case) -> None:
 
 
 @pytest.mark.parametrize("case", REFUSALS, ids=str)
-def test_case_is_refused_over_grpc(server: ServerProcess, case: Case) -> None:
+def test_case_is_refused_over_grpc(server: Served, case: Case) -> None:
     assert case.refusal is not None
     refusal = server.grpc_refusal(raw_message(case), metadata=metadata(case))
 
@@ -103,7 +103,7 @@ def test_case_is_refused_over_grpc(server: ServerProcess, case: Case) -> None:
 
 
 @pytest.mark.parametrize("case", [case for case in ELEMENTS if case.datatype != Datatype.BF16], ids=str)
-def test_elements_are_refused_over_http_in_json(server: ServerProcess, case: ElementsCase) -> None:
+def test_elements_are_refused_over_http_in_json(server: Served, case: ElementsCase) -> None:
     path = f"/v2/models/identity_{case.datatype.lower()}/infer"
     answer = server.http.post(path, content=http_messages.elements_message(case))
 
@@ -112,14 +112,14 @@ def test_elements_are_refused_over_http_in_json(server: ServerProcess, case: Ele
 
 
 @pytest.mark.parametrize("case", [case for case in ELEMENTS if case.contents], ids=str)
-def test_elements_are_refused_over_grpc(server: ServerProcess, case: ElementsCase) -> None:
+def test_elements_are_refused_over_grpc(server: Served, case: ElementsCase) -> None:
     refusal = server.grpc_refusal(elements_message(case))
 
     assert refusal.code is grpc.StatusCode.INVALID_ARGUMENT
     assert case.mentions in refusal.details
 
 
-def _check_http(server: ServerProcess, case: Case, body: bytes, headers: dict[str, str]) -> None:
+def _check_http(server: Served, case: Case, body: bytes, headers: dict[str, str]) -> None:
     answer = server.http.post(path(case), content=body, headers=headers)
 
     assert answer.status_code == 200, answer.text

@@ -8,6 +8,7 @@ import yaml
 from e2e.deployment import DYNAMIC_INT8
 from e2e.graphs import CARRIER_WIDTH, write_carrier_model, write_contract_models, write_slow_model
 from e2e.ray_serve.hosted import HostedOnRay
+from e2e.served import Served
 from e2e.server_process import ServerProcess
 from serveprune.artifacts.builder import BuildRequest
 from serveprune.artifacts.store import ArtifactStore
@@ -19,7 +20,7 @@ QUICKLY = {"upscale_delay_s": 0.5, "metrics_interval_s": 0.5, "look_back_period_
 
 @pytest.fixture(scope="session")
 def hosted(tmp_path_factory: pytest.TempPathFactory) -> Iterator[HostedOnRay]:
-    """One cluster with the models of the contract table, one whose tiers it builds itself, and a slow one."""
+    """One cluster: the models of the contract, one with a tier that it builds itself, a slow one, one without room."""
     config, names = write_site(tmp_path_factory.mktemp("ray"))
     arguments = {
         "ingress": {"num_cpus": 0.5},
@@ -27,7 +28,16 @@ def hosted(tmp_path_factory: pytest.TempPathFactory) -> Iterator[HostedOnRay]:
         "autoscaling": {"*": {"min_replicas": 1, "max_replicas": 1}, "slow": {"max_replicas": 2, **QUICKLY}},
     }
     with HostedOnRay(config, **arguments) as running:
-        yield running.deploy().wait_running().wait_ready("carrier", "slow", *names)
+        # While the nodes start.
+        import_models(config)
+        running.deploy(**{"homeless@dense": {"ray_actor_options": {"resources": {"no such thing": 1}}}})
+        yield running.wait_running().wait_ready("carrier", "slow", *names)
+
+
+@pytest.fixture(scope="session")
+def server(hosted: HostedOnRay) -> Served:
+    """What the tests of the contract ask."""
+    return hosted
 
 
 @pytest.fixture(scope="session")
@@ -38,7 +48,7 @@ def alone(hosted: HostedOnRay) -> Iterator[ServerProcess]:
 
 
 def write_site(folder: Path) -> tuple[Path, list[str]]:
-    """Write models and config, and import all but the carrier; return the config and the names of the contract's."""
+    """Write models and config; return the config and the names of the contract's models."""
     names = write_contract_models(folder)
     write_slow_model(folder / "slow.onnx")
     write_carrier_model(folder / "carrier.onnx")
@@ -49,6 +59,8 @@ def write_site(folder: Path) -> tuple[Path, list[str]]:
         "store": {"path": "store"},
         "profiles": {"int8": DYNAMIC_INT8},
         "models": {
+            # First, so that it is the first one to be brought up.
+            "homeless": {"source": {"onnx": "slow.onnx"}},
             "carrier": {
                 "source": {"onnx": "carrier.onnx"},
                 "evaluation": {"file": "samples.npz"},
@@ -59,9 +71,13 @@ def write_site(folder: Path) -> tuple[Path, list[str]]:
     }
     file = folder / "serveprune.yaml"
     file.write_text(yaml.safe_dump(document, sort_keys=False), encoding="utf-8")
+    return file, names
+
+
+def import_models(file: Path) -> None:
+    """Build the dense tier of every model, so that the cluster has only `int8` to build."""
     config = load_config(file)
     store = ArtifactStore(config.store.folder, max_bytes=config.store.max_bytes)
-    for name in (*names, "slow"):
+    for name in config.models:
         request = BuildRequest(model_name=name, model=config.model(name))
         build(request, store=store, threads=1, threads_of_serving=1, on_progress=lambda _: None)
-    return file, names

@@ -93,7 +93,7 @@ def test_replica_without_user_config_notes_that_the_file_serves(
 ) -> None:
     server, source = site
     reconfiguring = made(server, source, tmp_path)
-    reconfiguring.settle()
+    reconfiguring.has_started = True
     # So that a first user_config that is refused ends no replica.
     reconfiguring.reconfigure(BAD[0][0])
     assert server.registry.get("add").default_tier == "dense"
