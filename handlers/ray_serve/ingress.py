@@ -23,7 +23,7 @@ from serveprune.frontends.grpc.status import details_of, trailing_metadata_of
 from serveprune.frontends.http.application import HttpApplication
 from serveprune.frontends.http.asgi import Receive, Scope, Send
 from serveprune.frontends.http.pending_answer import PendingAnswer
-from serveprune.handlers.own_page import open_page
+from serveprune.handlers.own_page import OwnPage
 from serveprune.handlers.ray_serve.accepted_sections import AcceptedSections
 from serveprune.handlers.ray_serve.computing import RayComputing
 from serveprune.handlers.ray_serve.config_source import ConfigSource
@@ -122,7 +122,7 @@ class Ingress:
             on_rejected=server.dataplane.count_rejection,
         )
         if settings.metrics is not None:
-            open_page(server.metrics.registry, settings.metrics)
+            OwnPage(server.metrics.registry, settings.metrics)
         server.load()
 
     def __serve_build_asgi_app__(self) -> Callable[..., Any]:

@@ -12,7 +12,7 @@ from typing import Any
 from serveprune.config.model import DENSE
 from serveprune.errors import Cancelled, FailedPrecondition, Internal, MessageTooLarge, ServePruneError
 from serveprune.frontends.http.errors import headers_of, status_of
-from serveprune.handlers.own_page import open_page
+from serveprune.handlers.own_page import OwnPage
 from serveprune.handlers.torchserve.replies import JSON, encode_description, encode_error, encode_reply, header_text
 from serveprune.handlers.torchserve.rows import Form, decode_row
 from serveprune.handlers.torchserve.settings import config_of, max_response_bytes, metrics_address, settings_of
@@ -74,7 +74,7 @@ class TierHandler:
         page = metrics_address(said)
         server = self._server = Server(config)
         if page is not None:
-            open_page(server.metrics.registry, page)
+            OwnPage(server.metrics.registry, page)
         declared = declared_metrics(context.metrics.cache)
         worker = worker_name(self._model, version=self._version, arguments=sys.argv)
         teller = Teller(server.metrics, declared, worker=worker)

@@ -121,6 +121,20 @@ class HostedOnRay(Served):
         wait_until(is_live, what="the application is live")
         return self
 
+    def metrics_text(self) -> str:
+        """Return the page, for which one that took the place of another ingress waits until the port is free."""
+        found: list[str] = []
+
+        def is_there() -> bool:
+            try:
+                found.append(super(HostedOnRay, self).metrics_text())
+            except httpx.TransportError:
+                return False
+            return True
+
+        wait_until(is_there, what="the ingress has its port for metrics")
+        return found[0]
+
     def replicas(self, deployment: str) -> list[int]:
         """Return the processes of a deployment."""
         marked = set(marked_processes(self.folder))
