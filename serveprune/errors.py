@@ -35,6 +35,11 @@ class ServePruneError(Exception):
         self.message = message
         self.retry_after_seconds = retry_after_seconds
 
+    @property
+    def is_bad_input(self) -> bool:
+        """Whether something that was given has to be changed first, so that trying again is useless."""
+        return self.code in (Code.INVALID_ARGUMENT, Code.NOT_FOUND, Code.FAILED_PRECONDITION)
+
     def without_frames(self) -> Self:
         """Return this error without the frames it went through, which keep alive the tensors they worked on."""
         self.__cause__ = self.__context__ = None

@@ -9,6 +9,7 @@ import os
 import uuid
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from datetime import UTC, datetime
 from itertools import count
 from pathlib import Path
 from typing import Any
@@ -154,6 +155,21 @@ class ObjectStorage:
                 _expect_a_bucket(error)
                 return []
             return sorted(name for each in found if (name := str(each).rstrip("/").rpartition("/")[2]))
+
+    def modified(self, name: str) -> datetime | None:
+        """Return when an object was last written, by the clock of the storage; ``None`` if there is none.
+
+        Raises:
+            Unavailable, FailedPrecondition: See `read`; or this file system does not tell.
+        """
+        with self._reported(f"asking when {name} was written"):
+            file_system, root = self._open()
+            try:
+                found: datetime = file_system.modified(f"{root}/{name}")
+            except FileNotFoundError as error:
+                _expect_a_bucket(error)
+                return None
+            return found if found.tzinfo is not None else found.replace(tzinfo=UTC)
 
     def remove(self, name: str) -> None:
         """Remove an object; one that is not there is no error.

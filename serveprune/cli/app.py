@@ -18,13 +18,11 @@ from serveprune.cli.sensitivity import sensitivity
 from serveprune.cli.serve import serve
 from serveprune.cli.tiers import tiers
 from serveprune.cli.torchserve import torchserve_app
-from serveprune.errors import Code, ServePruneError
+from serveprune.errors import ServePruneError
 
 EXIT_FAILURE = 1
 EXIT_BAD_INPUT = 2
 EXIT_INTERRUPTED = 130
-
-_BAD_INPUT = {Code.INVALID_ARGUMENT, Code.NOT_FOUND, Code.FAILED_PRECONDITION}
 
 app = typer.Typer(
     name="serveprune",
@@ -72,6 +70,6 @@ def main() -> None:
         app()
     except ServePruneError as error:
         print(f"error: {error.message}", file=sys.stderr)
-        sys.exit(EXIT_BAD_INPUT if error.code in _BAD_INPUT else EXIT_FAILURE)
+        sys.exit(EXIT_BAD_INPUT if error.is_bad_input else EXIT_FAILURE)
     except KeyboardInterrupt:
         sys.exit(EXIT_INTERRUPTED)

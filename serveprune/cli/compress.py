@@ -6,7 +6,6 @@ from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from threading import Event
 from typing import Annotated, Any
 
 import typer
@@ -14,15 +13,14 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from serveprune.artifacts.builder import BuildOutcome, BuildRequest, BuildResult
+from serveprune.artifacts.builder import BuildOutcome, BuildResult
 from serveprune.artifacts.manifest import MANIFEST_FILE, PassRecord
-from serveprune.artifacts.opening import open_store
 from serveprune.artifacts.store import Artifact
 from serveprune.cli.compress_target import Pooling, SourceFlags, Target, TaskFlag, resolve_target, with_samples
-from serveprune.cli.console import progress_console, progress_display
+from serveprune.cli.console import progress_console
 from serveprune.cli.interruption import interruption
-from serveprune.compression.child import SubprocessBuilder
-from serveprune.errors import Code, FailedPrecondition, InvalidArgument, ServePruneError
+from serveprune.cli.tier_build import build_tier
+from serveprune.errors import FailedPrecondition, InvalidArgument, ServePruneError
 from serveprune.evaluation.choice import choose
 from serveprune.evaluation.report import backend_rows, measurement_rows
 from serveprune.serving.report import backends
@@ -33,7 +31,6 @@ EXIT_REFUSED = 3
 EXIT_INTERRUPTED = 130
 
 _MOST_NODES_SHOWN = 8
-_BAD_INPUT = {Code.INVALID_ARGUMENT, Code.NOT_FOUND, Code.FAILED_PRECONDITION}
 
 
 def compress(
@@ -70,9 +67,7 @@ def compress(
         if out is not None:
             _check_writable(out)
         with interruption() as interrupted:
-            result = _build(target, interrupted)
-        artifacts = open_store(target.store)
-        artifacts.publish()
+            result, artifacts = build_tier(target, interrupted)
         found = artifacts.open(result.key) if result.key else None
         tier = _as_served(found, target) if found else None
         dense = artifacts.open(tier.manifest.dense_key) if tier and tier.manifest.dense_key else None
@@ -81,10 +76,9 @@ def compress(
     except ServePruneError as error:
         if not as_json:
             raise
-        bad_input = error.code in _BAD_INPUT
-        failure = BuildResult(BuildOutcome.FAILED, reasons=(error.message,), bad_input=bad_input)
+        failure = BuildResult(BuildOutcome.FAILED, reasons=(error.message,), bad_input=error.is_bad_input)
         print(json.dumps(report(failure, tier=None, dense=None)))
-        raise typer.Exit(EXIT_BAD_INPUT if bad_input else EXIT_FAILURE) from error
+        raise typer.Exit(EXIT_BAD_INPUT if error.is_bad_input else EXIT_FAILURE) from error
     if as_json:
         print(json.dumps(report(result, tier=tier, dense=dense)))
     else:
@@ -138,18 +132,6 @@ def report(result: BuildResult, *, tier: Artifact | None, dense: Artifact | None
         "seconds": result.seconds,
         "log": str(result.log) if result.log else None,
     }
-
-
-def _build(target: Target, interrupted: Event) -> BuildResult:
-    builder = SubprocessBuilder(target.store, target.builds, threads_of_serving=target.threads_of_serving)
-    request = BuildRequest(model_name=target.name, model=target.model, tier=target.tier, profile=target.profile)
-    name = f"{target.name}@{target.tier}"
-    with progress_display(progress_console()) as display:
-        result = builder.build(
-            request, on_progress=lambda progress: display.update(name, progress), cancelled=interrupted
-        )
-        display.finish(name, f"{result.outcome} in {result.seconds:.1f} s")
-    return result
 
 
 def _as_served(tier: Artifact, target: Target) -> Artifact:

@@ -2,27 +2,24 @@
 
 import json
 from pathlib import Path
-from threading import Event
 from typing import Annotated, Any
 
 import typer
 
-from serveprune.artifacts.builder import BuildOutcome, BuildRequest, BuildResult
-from serveprune.artifacts.opening import open_store
+from serveprune.artifacts.builder import BuildOutcome, BuildResult
 from serveprune.artifacts.store import Artifact
 from serveprune.cli.compress import EXIT_INTERRUPTED, exit_status
 from serveprune.cli.compress_target import Pooling, SourceFlags, Target, TaskFlag, resolve_target, with_samples
-from serveprune.cli.console import progress_console, progress_display
+from serveprune.cli.console import progress_console
 from serveprune.cli.interruption import interruption
 from serveprune.cli.lottery_picture import write_lottery_picture
 from serveprune.cli.lottery_table import show_lottery
 from serveprune.cli.plan_picture import check_picture
+from serveprune.cli.tier_build import build_tier
 from serveprune.cli.tier_table import table_console
-from serveprune.compression.child import SubprocessBuilder
 from serveprune.compression.lottery.report import LotteryReport
-from serveprune.errors import Code, InvalidArgument, ServePruneError
+from serveprune.errors import InvalidArgument, ServePruneError
 
-_BAD_INPUT = {Code.INVALID_ARGUMENT, Code.NOT_FOUND, Code.FAILED_PRECONDITION}
 _PASS = "lottery"
 
 
@@ -55,9 +52,7 @@ def lottery(
         target = with_samples(target, calibration=calibration, evaluation=evaluation)
         _require_pass(target)
         with interruption() as interrupted:
-            result = _build(target, interrupted)
-        artifacts = open_store(target.store)
-        artifacts.publish()
+            result, artifacts = build_tier(target, interrupted)
         tier = artifacts.open(result.key) if result.key else None
         report = None if tier is None else _report(tier)
         if plot is not None and report is not None:
@@ -65,7 +60,7 @@ def lottery(
     except ServePruneError as error:
         if not as_json:
             raise
-        failure = BuildResult(BuildOutcome.FAILED, reasons=(error.message,), bad_input=error.code in _BAD_INPUT)
+        failure = BuildResult(BuildOutcome.FAILED, reasons=(error.message,), bad_input=error.is_bad_input)
         print(json.dumps(answer(failure, tier=None, report=None, picture=None)))
         raise typer.Exit(exit_status(failure)) from error
     if as_json:
@@ -98,18 +93,6 @@ def _require_pass(target: Target) -> None:
         raise InvalidArgument(
             f"expected a profile with a `{_PASS}` pass; the passes of {target.tier} are: {', '.join(names)}"
         )
-
-
-def _build(target: Target, interrupted: Event) -> BuildResult:
-    builder = SubprocessBuilder(target.store, target.builds, threads_of_serving=target.threads_of_serving)
-    request = BuildRequest(model_name=target.name, model=target.model, tier=target.tier, profile=target.profile)
-    name = f"{target.name}@{target.tier}"
-    with progress_display(progress_console()) as display:
-        result = builder.build(
-            request, on_progress=lambda progress: display.update(name, progress), cancelled=interrupted
-        )
-        display.finish(name, f"{result.outcome} in {result.seconds:.1f} s")
-    return result
 
 
 def _report(tier: Artifact) -> LotteryReport:

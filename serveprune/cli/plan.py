@@ -9,6 +9,7 @@ import typer
 from rich.console import Console
 
 from serveprune.artifacts.builder import BuildOutcome, BuildRequest, BuildResult
+from serveprune.artifacts.opening import open_store
 from serveprune.cli.compress_target import Pooling, SourceFlags, Target, TaskFlag, resolve_target, with_samples
 from serveprune.cli.console import progress_console, progress_display
 from serveprune.cli.interruption import interruption
@@ -16,7 +17,7 @@ from serveprune.cli.plan_picture import check_picture, write_picture
 from serveprune.cli.plan_table import show_plan
 from serveprune.compression.child import SubprocessBuilder
 from serveprune.compression.plan_report import PlanReport
-from serveprune.errors import Code, ServePruneError
+from serveprune.errors import ServePruneError
 
 EXIT_FAILURE = 1
 EXIT_BAD_INPUT = 2
@@ -24,7 +25,6 @@ EXIT_INTERRUPTED = 130
 
 _PLANNER = "serveprune.compression.planner"
 _LOG_SUFFIX = "@plan"  # no tier has an @ in its name
-_BAD_INPUT = {Code.INVALID_ARGUMENT, Code.NOT_FOUND, Code.FAILED_PRECONDITION}
 
 
 def plan(
@@ -60,16 +60,16 @@ def plan(
         target = with_samples(target, calibration=calibration, evaluation=evaluation)
         with interruption() as interrupted:
             result = _plan(target, interrupted)
+        open_store(target.store).publish()  # the imported graph, if it is new
         report = None if result.findings is None else PlanReport.model_validate(result.findings)
         if plot is not None and report is not None:
             write_picture(report, plot)
     except ServePruneError as error:
         if not as_json:
             raise
-        bad_input = error.code in _BAD_INPUT
-        failure = BuildResult(BuildOutcome.FAILED, reasons=(error.message,), bad_input=bad_input)
+        failure = BuildResult(BuildOutcome.FAILED, reasons=(error.message,), bad_input=error.is_bad_input)
         print(json.dumps(answer(failure, report=None, picture=None)))
-        raise typer.Exit(EXIT_BAD_INPUT if bad_input else EXIT_FAILURE) from error
+        raise typer.Exit(EXIT_BAD_INPUT if error.is_bad_input else EXIT_FAILURE) from error
     if as_json:
         print(json.dumps(answer(result, report=report, picture=plot)))
     else:

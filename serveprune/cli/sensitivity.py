@@ -9,6 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from serveprune.artifacts.builder import BuildOutcome, BuildRequest, BuildResult
+from serveprune.artifacts.opening import open_store
 from serveprune.cli.compress_target import Pooling, SourceFlags, Target, TaskFlag, resolve_target, with_samples
 from serveprune.cli.console import progress_console, progress_display
 from serveprune.cli.interruption import interruption
@@ -19,7 +20,7 @@ from serveprune.compression.child import SubprocessBuilder
 from serveprune.compression.sensitivity.report import SensitivityReport
 from serveprune.config.profile import PassConfig, ProfileConfig, QuantizeOptions
 from serveprune.config.pruning import PruneOptions, PruneTarget
-from serveprune.errors import Code, ServePruneError
+from serveprune.errors import ServePruneError
 
 EXIT_FAILURE = 1
 EXIT_BAD_INPUT = 2
@@ -28,7 +29,6 @@ EXIT_INTERRUPTED = 130
 _WORKER = "serveprune.compression.sensitivity.worker"
 _TIER = "sensitivity"
 _LOG_SUFFIX = "@sensitivity"  # no tier has an @ in its name
-_BAD_INPUT = {Code.INVALID_ARGUMENT, Code.NOT_FOUND, Code.FAILED_PRECONDITION}
 
 # No target is aimed at: every group is narrowed alone.
 _BOTH = ProfileConfig(
@@ -75,16 +75,16 @@ def sensitivity(
         target = with_samples(target, calibration=calibration, evaluation=evaluation)
         with interruption() as interrupted:
             result = _measure(target, {"samples": samples, "again": again}, interrupted)
+        open_store(target.store).publish()  # the imported graph, if it is new
         report = None if result.findings is None else SensitivityReport.model_validate(result.findings)
         if plot is not None and report is not None:
             write_picture(report, plot)
     except ServePruneError as error:
         if not as_json:
             raise
-        bad_input = error.code in _BAD_INPUT
-        failure = BuildResult(BuildOutcome.FAILED, reasons=(error.message,), bad_input=bad_input)
+        failure = BuildResult(BuildOutcome.FAILED, reasons=(error.message,), bad_input=error.is_bad_input)
         print(json.dumps(answer(failure, report=None, picture=None)))
-        raise typer.Exit(EXIT_BAD_INPUT if bad_input else EXIT_FAILURE) from error
+        raise typer.Exit(EXIT_BAD_INPUT if error.is_bad_input else EXIT_FAILURE) from error
     if as_json:
         print(json.dumps(answer(result, report=report, picture=plot)))
     else:

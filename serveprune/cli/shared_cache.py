@@ -11,6 +11,7 @@ import typer
 from serveprune.artifacts.manifest import Manifest
 from serveprune.artifacts.opening import open_store
 from serveprune.artifacts.shared_store import SharedArtifactStore
+from serveprune.cli.shared_gc import gc
 from serveprune.config.loading import load_config
 from serveprune.errors import DataLoss, FailedPrecondition, NotFound
 
@@ -18,6 +19,7 @@ _EXIT_CORRUPT = 1
 _EXIT_UNPUBLISHED = 1
 
 shared_app = typer.Typer(no_args_is_help=True)
+shared_app.command()(gc)
 
 ConfigPath = Annotated[Path, typer.Option("--config", help="Take the store from this file.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON for machines.")]

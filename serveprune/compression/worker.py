@@ -87,10 +87,10 @@ def _run(
 
 def _explanation(error: Exception) -> tuple[str, bool]:
     """Return what to tell people about an error, and whether the input is to blame for it."""
-    from serveprune.errors import Code, ServePruneError
+    from serveprune.errors import ServePruneError
 
     if isinstance(error, ServePruneError):
-        return error.message, error.code in (Code.INVALID_ARGUMENT, Code.NOT_FOUND, Code.FAILED_PRECONDITION)
+        return error.message, error.is_bad_input
     if isinstance(error, ModuleNotFoundError):
         return f'{error}: pip install "serveprune[compress]"', True
     if isinstance(error, MemoryError):

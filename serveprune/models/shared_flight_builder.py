@@ -88,7 +88,9 @@ class SharedFlightBuilder:
                 if dense.outcome is BuildOutcome.FAILED:
                     return dense
             return self._obtain(request, on_progress, cancelled)
-        except (ServePruneError, OSError) as error:
+        except ServePruneError as error:
+            return BuildResult(BuildOutcome.FAILED, reasons=(error.message,), bad_input=error.is_bad_input)
+        except OSError as error:
             return BuildResult(BuildOutcome.FAILED, reasons=(str(error),))
 
     def _obtain(

@@ -89,10 +89,14 @@ def dense_manifest(
     )
 
 
-def commit_tier(store: ArtifactStore, name: str = "tier", *, content: bytes = b"graph", **options: Any) -> Artifact:
-    """Store a tier whose recipe is the digest of ``name``."""
+def commit_tier(
+    store: ArtifactStore, name: str = "tier", *, recipe: str | None = None, content: bytes = b"graph", **options: Any
+) -> Artifact:
+    """Store a tier whose recipe is the digest of ``name``, unless one is given."""
     with store.staging() as folder:
-        return store.commit(folder, tier_manifest(write_graph(folder, content), recipe=digest(name), **options))
+        return store.commit(
+            folder, tier_manifest(write_graph(folder, content), recipe=recipe or digest(name), **options)
+        )
 
 
 def commit_dense(

@@ -1,62 +1,18 @@
 """Two machines are two folders over one fsspec memory file system; each test has a prefix of its own."""
 
 import importlib.util
-from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-import fsspec
 import pytest
 from unit.artifacts.artifact_factory import commit_dense, commit_tier, digest
+from unit.artifacts.shared_side import Machine, damage, objects
 
 from serveprune.artifacts.object_storage import ObjectStorage
-from serveprune.artifacts.opening import open_store
 from serveprune.artifacts.remote import RemoteArtifacts
 from serveprune.artifacts.shared_store import SharedArtifactStore
 from serveprune.artifacts.store import ArtifactStore, StoreEvent
-from serveprune.config.server import StoreConfig
 from serveprune.errors import DataLoss, FailedPrecondition, MissingExtra, Unavailable
-
-Machine = Callable[[str], SharedArtifactStore]
-
-
-@pytest.fixture(params=["memory", "file"])
-def url(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
-    place = f"{request.param}://{tmp_path}/shared"
-    yield place
-    if request.param == "memory":
-        memory = fsspec.filesystem("memory")
-        if memory.exists(f"{tmp_path}"):
-            memory.rm(f"{tmp_path}", recursive=True)
-
-
-@pytest.fixture
-def seen() -> dict[str, list[StoreEvent]]:
-    return {}
-
-
-@pytest.fixture
-def machine(url: str, tmp_path: Path, seen: dict[str, list[StoreEvent]]) -> Machine:
-    def make(name: str) -> SharedArtifactStore:
-        config = StoreConfig(path=url, cache_path=tmp_path / name)
-        store = open_store(config, on_event=seen.setdefault(name, []).append)
-        assert isinstance(store, SharedArtifactStore)
-        return store
-
-    return make
-
-
-def objects(url: str) -> tuple[Any, list[str]]:
-    files, root = fsspec.core.url_to_fs(url)
-    return files, sorted(files.find(root))
-
-
-def damage(url: str, part: str, content: bytes) -> None:
-    files, names = objects(url)
-    found = [each for each in names if part in each]
-    assert found
-    for name in found:
-        files.pipe_file(name, content)
 
 
 def test_what_one_machine_published_is_served_by_another(machine: Machine, seen: dict[str, list[StoreEvent]]) -> None:

@@ -3,9 +3,9 @@ import socket
 
 import httpx
 import pytest
+from e2e.server_process import wait_until
 from prometheus_client import CollectorRegistry, Gauge
 
-from e2e.server_process import wait_until
 from serveprune.config.server import Address
 from serveprune.handlers.own_page import OwnPage
 
