@@ -155,9 +155,9 @@ class Reloader:
             config = self._read()
             found = config_changes(self.config, config)
             self._check(config, found)
-            if found:
-                self._apply(config)
-                self.config = config
+            # Also where nothing has changed: what failed may go well now.
+            self._apply(config)
+            self.config = config
         except ConfigError as error:
             # A server in another state could take it on.
             code = Code.FAILED_PRECONDITION if found.needing_restart else error.code
@@ -168,7 +168,7 @@ class Reloader:
             _log.exception("unexpected failure while the config was read again")
             return self._rejected(found, ("unexpected failure; see the server's log",), Code.INTERNAL)
         if not found:
-            _log.info("config read again: nothing has changed")
+            _log.info("config read again: nothing has changed; what failed is tried again")
             return Reload(ReloadOutcome.UNCHANGED, self._clock())
         for change in found.changes:
             _log.info("config: %s", change_in_words(change))

@@ -100,6 +100,8 @@ class ControlPlane:
     ) -> list[Model]:
         """Have other models, or the same in other ways, from now on; returns before anything is loaded or built.
 
+        Tiers that failed are brought up anew, whatever has changed: a store that was away, a disk that was full.
+
         Args:
             models: As a server that starts with the new config would have them; none has been brought up.
             profiles: By tier.
@@ -156,7 +158,9 @@ class ControlPlane:
         return [model for model in self._registry.models() if model in self._leaving]
 
     def _revised(self, model: Model, wanted: Model, *, touched: Collection[tuple[str, str, str]]) -> Model:
-        changed = {tier for tier in wanted.config.tiers if (*model.key, tier) in touched}
+        changed = {
+            tier for tier in wanted.config.tiers if (*model.key, tier) in touched or _has_failed(model.pending(tier))
+        }
         gone = model.revise(wanted.config, default_tier=wanted.default_tier, priority=wanted.priority, changed=changed)
         self._retire_later(gone, model=model)
         return model
@@ -378,6 +382,10 @@ class ControlPlane:
 
 def _is_settled(variant: Variant | None) -> bool:
     return variant is None or variant.state.is_settled
+
+
+def _has_failed(variant: Variant | None) -> bool:
+    return variant is not None and variant.state is VariantState.FAILED
 
 
 def _compressed(model: Model) -> list[str]:

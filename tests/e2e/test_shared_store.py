@@ -1,6 +1,7 @@
 """Two servers with caches of their own over one bucket, which a real S3-speaking server has on loopback."""
 
 import os
+import signal
 import subprocess
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
@@ -10,7 +11,7 @@ from typing import Any
 import pytest
 
 from e2e.deployment import write_fashion
-from e2e.s3_proxy import proxied
+from e2e.s3_proxy import Fault, proxied
 from e2e.s3_server import ENVIRONMENT, S3Server, free_port, running
 from e2e.server_process import COMMAND, ServerProcess, wait_until
 
@@ -117,6 +118,38 @@ def test_warm_copy_serves_while_the_store_is_away_and_builds_wait_until_it_is_ba
     with ServerProcess(file, environment=ENVIRONMENT) as warm:
         warm.wait_open().wait_ready("fashion")
         assert warm.metric("serveprune_store_events_total", event="unreachable") == 0
+
+
+def test_store_that_refuses_fails_the_tiers_until_it_is_mended_and_the_config_reloaded(
+    replica: Replica, s3: S3Server
+) -> None:
+    with proxied(s3.url) as proxy:
+        proxy.rule = lambda method, path: Fault.DENIED
+        server = replica("denied", url=proxy.url)
+        failed = server.wait_state("fashion", "dense", "failed")
+        assert "expected the permissions that docs/shared_store.md lists" in failed["reasons"][0]
+        assert server.http.get("/v2/health/live").status_code == 200
+        assert server.http.get("/v2/health/ready").status_code != 200
+        assert server.metric("serveprune_builds_total", outcome="built") == 0
+
+        proxy.rule = lambda method, path: None
+        server.process.send_signal(signal.SIGHUP)
+        wait_until(
+            lambda: {tier["state"] for tier in server.tiers("fashion").values()} == {"ready"}, what="all tiers serve"
+        )
+
+
+def test_store_that_hangs_is_waited_for(replica: Replica, s3: S3Server) -> None:
+    with proxied(s3.url) as proxy:
+        proxy.rule = lambda method, path: Fault.HUNG
+        server = replica("hung", url=proxy.url)
+        wait_until(
+            lambda: (server.tiers("fashion")["dense"]["progress"] or {}).get("stage") == "waiting for the shared store",
+            what="the build waits",
+        )
+        assert server.http.get("/v2/health/live").status_code == 200
+        proxy.rule = lambda method, path: None
+        server.wait_ready("fashion")
 
 
 def test_bucket_that_is_not_there_is_named(replica: Replica) -> None:

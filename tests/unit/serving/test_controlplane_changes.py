@@ -167,6 +167,38 @@ def test_tier_that_failed_is_tried_again_when_its_profile_changes(plane: Changin
     assert plane.described("lean")["state"] == "ready"
 
 
+@pytest.mark.parametrize("tier", ["dense", "int8"])
+def test_tiers_that_failed_are_tried_again_by_the_same_config(tmp_path: Path, tier: str) -> None:
+    plane, full = Changing(tmp_path), "the disk is full"
+    plane.builder.failure = plane.failed(full) if tier == "dense" else None
+    plane.builder.on_built = lambda _: setattr(plane.builder, "failure", plane.failed(full))
+    plane.settle()
+    assert plane.described("int8")["state"] == "failed"
+    assert plane.ready("dense") == (tier == "int8")
+    present = plane.model.variants["dense"].instance
+
+    plane.builder.failure, plane.builder.on_built = None, lambda _: None
+    plane.apply(plane.config())
+    plane.settle_again()
+    assert [plane.described(each)["state"] for each in ("dense", "int8")] == ["ready", "ready"]
+    assert present in (None, plane.serving("dense"))
+    plane.control.stop(timeout_seconds=60)
+
+
+def test_renewal_that_failed_is_tried_again_by_the_same_config(plane: Changing) -> None:
+    former, profile = plane.serving(), plane.profile()
+    plane.builder.failure = plane.failed("no memory")
+    plane.apply(plane.config(), int8=profile)
+    plane.settle_again()
+    assert plane.described("int8")["renewal"]["state"] == "failed"
+
+    plane.builder.failure = None
+    plane.apply(plane.config(), int8=profile)
+    plane.settle_again()
+    assert plane.described("int8")["renewal"] is None
+    assert is_retired(former)
+
+
 def test_changed_batching_loads_the_same_artifacts_anew(plane: Changing) -> None:
     former, artifact = plane.serving(), plane.model.variants["int8"].artifact
     plane.apply(plane.config(max_batch_size=2))
