@@ -14,6 +14,9 @@ from e2e.kubernetes import helm
 DEPLOY = Path(__file__).resolve().parents[3] / "deploy"
 CHART = DEPLOY / "helm" / "serveprune"
 
+VERSIONS = ("1.30", "1.37")
+"""The oldest version of Kubernetes that what is in deploy/ takes, and the latest that the validator knows."""
+
 Values = Mapping[str, Any]
 Manifest = dict[str, Any]
 

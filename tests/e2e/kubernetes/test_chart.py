@@ -16,6 +16,7 @@ from e2e.kubernetes.charts import (
     CHART,
     DEPLOY,
     TABLE,
+    VERSIONS,
     Manifest,
     Mounts,
     Values,
@@ -32,9 +33,6 @@ from serveprune.config.loading import load_config
 from serveprune.config.root import ServePruneConfig
 from serveprune.observability.metrics import METRICS
 from serveprune.supervision import supervisor
-
-VERSIONS = ("1.30", "1.37")
-"""The oldest version of Kubernetes that the chart takes, and the latest that the validator knows."""
 
 _TEXTS = {"type": "object", "additionalProperties": {"type": "string"}}
 

@@ -4,10 +4,14 @@ import importlib
 from pathlib import Path
 from typing import Any
 
+import kubernetes_validate
 import pytest
+import ray
 import yaml
+from e2e.kubernetes.charts import VERSIONS, violations_of_restricted
 from ray.serve.schema import ServeDeploySchema
 
+from serveprune.config.surroundings import STORE
 from serveprune.handlers.ray_serve.application import INGRESS, application
 from serveprune.handlers.ray_serve.settings import settings_of
 
@@ -37,14 +41,28 @@ def test_kuberay_manifest_serves_what_the_serve_file_does() -> None:
     inner = yaml.safe_load(manifest["spec"]["serveConfigV2"])
     ServeDeploySchema.model_validate(inner)
     assert inner == serve_file()
-    cluster = manifest["spec"]["rayClusterConfig"]
-    groups = [cluster["headGroupSpec"], *cluster["workerGroupSpecs"]]
-    for group in groups:
-        spec = group["template"]["spec"]
-        volumes = {volume["name"] for volume in spec["volumes"]}
-        for container in spec["containers"]:
-            assert {mount["name"] for mount in container["volumeMounts"]} <= volumes
-            assert {"name": "RAY_USAGE_STATS_ENABLED", "value": "0"} in container["env"]
+    assert manifest["spec"]["rayClusterConfig"]["rayVersion"] == ray.__version__
+
+
+@pytest.mark.parametrize("group", ["head", "tiers"])
+def test_kuberay_pods_are_such_as_a_restricted_namespace_takes(group: str) -> None:
+    cluster = yaml.safe_load((FOLDER / "rayservice.yaml").read_text(encoding="utf-8"))["spec"]["rayClusterConfig"]
+    groups = {"head": cluster["headGroupSpec"], **{each["groupName"]: each for each in cluster["workerGroupSpecs"]}}
+    spec = groups[group]["template"]["spec"]
+    pod = {"apiVersion": "v1", "kind": "Pod", "metadata": {"name": group}, "spec": spec}
+    for version in VERSIONS:
+        kubernetes_validate.validate(pod, version, strict=True)
+    assert list(violations_of_restricted(spec)) == []
+    assert spec["securityContext"]["fsGroup"] == spec["securityContext"]["runAsUser"]
+    (container,) = spec["containers"]
+    environment = {each["name"]: each["value"] for each in container["env"]}
+    assert environment["RAY_USAGE_STATS_ENABLED"] == "0"
+    (mount,) = container["volumeMounts"]
+    assert environment[STORE].startswith(f"{mount['mountPath']}/")
+    assert serve_file()["applications"][0]["args"]["config"].startswith(f"{mount['mountPath']}/")
+    # What KubeRay adds to the pod.
+    autoscaler = {"name": "autoscaler", **cluster["autoscalerOptions"]}
+    assert list(violations_of_restricted({**spec, "containers": [autoscaler]})) == []
 
 
 def test_schema_refuses_what_is_wrong() -> None:
