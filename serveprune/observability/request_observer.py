@@ -24,8 +24,8 @@ _KNOWN: dict[bytes | str, str] = {form: name for name in _WANTED for form in (na
 class RequestObserver:
     """Follows requests for traces and the access log; a server that wants neither has none. Thread-safe.
 
-    What costs time, spans and lines, is made in a thread of its own after the answer was sent. If that cannot keep
-    up, requests are left out.
+    What costs time, spans and lines, is made in a thread of its own after the answer was sent, which hears of no
+    request that gets neither. If that cannot keep up, requests are left out.
 
     Args:
         tracing: Makes spans.
@@ -90,6 +90,8 @@ class RequestObserver:
         if record.ended is not None:
             return
         record.ended = time.monotonic()
+        if not (record.is_traced or (self._access is not None and self._access.wants(record))):
+            return
         try:
             self._ended.put_nowait(record)
         except queue.Full:
@@ -109,7 +111,7 @@ class RequestObserver:
             try:
                 if record.request_id is None:
                     record.request_id = new_id()
-                if self._tracing is not None:
+                if self._tracing is not None and record.is_traced:
                     self._tracing.end(record)
                 if self._access is not None:
                     self._access.write(record)

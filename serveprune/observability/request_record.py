@@ -24,6 +24,7 @@ class RequestRecord:
         received: When its head was there; as nanoseconds since the epoch too.
         span: Of the trace; ``None`` without traces.
         trace_response: What the caller is told of the span.
+        is_traced: Whether its span goes to the collector.
         is_sampled: Whether the access log has a line for it in any case.
         model: Name that it asks for; with the version once it is known which one answers.
         tier_requested: Name of the tier, the model's default where none is asked for.
@@ -41,6 +42,7 @@ class RequestRecord:
     scheme: str = "http"
     span: "Span | None" = None
     trace_response: str | None = None
+    is_traced: bool = False
     is_sampled: bool = False
     model: str = ""
     version: str = ""

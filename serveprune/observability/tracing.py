@@ -29,6 +29,9 @@ from serveprune.observability.tracing_protocol import Attributes, OpenSpan
 
 _log = logging.getLogger(__name__)
 
+_NOTHING = Context()
+"""What the thread of a front end may be within has nothing to do with a request."""
+
 _HTTP, _GRPC = "http/protobuf", "grpc"
 _TRACES_PATH = "/v1/traces"
 _FAULTS_OF_THE_SERVER = frozenset(
@@ -76,12 +79,12 @@ class OpenTelemetry:
         """Begin the server's span of a request, below that of its caller if it names one."""
         span = record.span = self._tracer.start_span(
             _name_of(record),
-            # What this thread may be within has nothing to do with it.
-            context=self._propagator.extract(dict(carrier), Context()),
+            context=self._propagator.extract(carrier, _NOTHING) if carrier else _NOTHING,
             kind=SpanKind.SERVER,
             attributes=_attributes_at_begin(record),
             start_time=record.received_ns,
         )
+        record.is_traced = span.is_recording()
         context = span.get_span_context()
         if context.is_valid:
             record.trace_response = f"00-{context.trace_id:032x}-{context.span_id:016x}-{context.trace_flags:02x}"
@@ -89,7 +92,7 @@ class OpenTelemetry:
     def end(self, record: RequestRecord) -> None:
         """End the span of a request, with the stages that it went through below it."""
         span = record.span
-        if span is None or record.ended is None or not span.is_recording():
+        if span is None or record.ended is None:
             return
         span.set_attributes(_attributes_at_end(record))
         if record.code in _FAULTS_OF_THE_SERVER:

@@ -43,7 +43,7 @@ class Tracing(Protocol):
         ...
 
     def end(self, record: RequestRecord) -> None:
-        """End the span of a request, with the stages that it went through below it."""
+        """End the span of a request that is traced, with the stages that it went through below it."""
         ...
 
     def span(self, name: str, attributes: Attributes) -> AbstractContextManager[OpenSpan]:

@@ -6,13 +6,14 @@ import pytest
 from serveprune.observability.access_log import AccessLog
 from serveprune.observability.request_observer import RequestObserver
 from serveprune.observability.request_record import RequestRecord
+from serveprune.observability.tracing import OpenTelemetry
 
 
 class Kept(AccessLog):
     """Keeps what it is to write; waits where it is told to."""
 
-    def __init__(self, *, holds: bool = False) -> None:
-        super().__init__(sample_ratio=1.0, slow_seconds=None, errors=True)
+    def __init__(self, *, holds: bool = False, sample_ratio: float = 1.0) -> None:
+        super().__init__(sample_ratio=sample_ratio, slow_seconds=None, errors=True)
         self.records: list[RequestRecord] = []
         self.go_on = threading.Event()
         if not holds:
@@ -43,6 +44,24 @@ def test_sample_is_drawn_for_each_request_and_nothing_else_has_a_line() -> None:
     records = [observer.begin("http", "/infer", []) for _ in range(4)]
     observer.stop(timeout_seconds=20.0)
     assert [access.wants(record) for record in records] == [True, False, True, False]
+
+
+def test_request_that_gets_neither_a_line_nor_a_span_wakes_nobody() -> None:
+    tracing = OpenTelemetry(endpoint="http://127.0.0.1:9", sample_ratio=0.0)
+    drawn = iter([0.9, 0.1, 0.9, 0.9])
+    access = Kept(sample_ratio=0.5)
+    observer = RequestObserver(tracing=tracing, access=access, chance=lambda: next(drawn))
+    context = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
+    plain, sampled, failed = (observer.begin("http", "/infer", []) for _ in range(3))
+    traced = observer.begin("http", "/infer", [("traceparent", context)])
+    failed.failed("INTERNAL", "no memory")
+    for record in (plain, sampled, failed, traced):
+        observer.end(record)
+    observer.stop(timeout_seconds=20.0)
+    assert access.records == [sampled, failed, traced]  # the last of them for its span
+    assert plain.trace_response is not None
+    assert int(plain.trace_response[-2:], 16) & 1 == 0
+    tracing.close(timeout_seconds=0.1)
 
 
 @pytest.mark.parametrize(
