@@ -65,6 +65,6 @@ def _code(closed: HostedOnRay, token: str | None) -> grpc.StatusCode:
     try:
         closed.stub.ModelInfer(REQUEST, metadata=shown)
     except grpc.RpcError as error:
-        code: grpc.StatusCode = error.code()  # type: ignore[attr-defined]
+        code: grpc.StatusCode = error.code()
         return code
     return grpc.StatusCode.OK
