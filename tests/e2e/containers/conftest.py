@@ -11,7 +11,7 @@ from e2e.deployment import FASHION, INT8, copy_demo_data, write_config
 from e2e.graphs import write_slow_model
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def engine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Engine]:
     """A container engine that has the base image, and forgets everything at the end."""
     reason = missing()
@@ -32,14 +32,14 @@ def engine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Engine]:
         engine.close()
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def images(engine: Engine) -> Engine:
     """The engine, with both images."""
     build_images(engine)
     return engine
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def config(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder that is mounted where an image looks for its config."""
     folder = tmp_path_factory.mktemp("config")
@@ -58,7 +58,7 @@ def config(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def full(images: Engine, config: Path) -> Iterator[Container]:
     """A container that built all tiers, into the volume `store`."""
     with Container(images, FULL, config=config, store="store") as container:
@@ -66,7 +66,7 @@ def full(images: Engine, config: Path) -> Iterator[Container]:
         yield container
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def serving(full: Container, images: Engine, config: Path) -> Iterator[Container]:
     """A container of the small image, over the store that the other filled."""
     with Container(images, SERVE, config=config, store="store") as container:

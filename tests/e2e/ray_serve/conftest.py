@@ -18,7 +18,7 @@ from serveprune.config.loading import load_config
 QUICKLY = {"upscale_delay_s": 0.5, "metrics_interval_s": 0.5, "look_back_period_s": 1.0}
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def hosted(tmp_path_factory: pytest.TempPathFactory) -> Iterator[HostedOnRay]:
     """One cluster: the models of the contract, one with a tier that it builds itself, a slow one, one without room."""
     config, names = write_site(tmp_path_factory.mktemp("ray"))
@@ -34,13 +34,13 @@ def hosted(tmp_path_factory: pytest.TempPathFactory) -> Iterator[HostedOnRay]:
         yield running.wait_running().wait_ready("carrier", "slow", *names)
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def server(hosted: HostedOnRay) -> Served:
     """What the tests of the contract ask."""
     return hosted
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def alone(hosted: HostedOnRay) -> Iterator[ServerProcess]:
     """Our own server over the same config and store, which has nothing to build once the cluster has."""
     with ServerProcess(hosted.folder / "serveprune.yaml") as running:

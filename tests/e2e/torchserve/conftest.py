@@ -33,7 +33,7 @@ class Net(nn.Module):
 """
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def python() -> Path:
     """The interpreter that TorchServe is installed for."""
     missing = what_is_missing()
@@ -42,7 +42,7 @@ def python() -> Path:
     return torchserve_python()
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def torchserve(python: Path, demo: DemoRun, tmp_path_factory: pytest.TempPathFactory) -> Iterator[TorchServeProcess]:
     """One server with a model in each form, for the tests that leave it as they found it."""
     folder = tmp_path_factory.mktemp("torchserve")
